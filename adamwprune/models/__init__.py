@@ -1,0 +1,1 @@
+"""Models: plain modules, inputs to logits, that know neither configuration nor pruning."""

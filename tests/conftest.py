@@ -1,0 +1,36 @@
+"""What every test starts from: no account, no network, no state of Hydra's, two threads at most."""
+
+import os
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+
+_SECRETS = (
+    "HF_TOKEN",
+    "WANDB_API_KEY",
+    "TRACKIO_SPACE_ID",
+    "TRACKIO_SERVER_URL",
+    "WANDB_MODE",
+    "WANDB_ENTITY",
+)
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path_factory, monkeypatch):
+    """An empty HOME, tracker folders of the test's own, no tokens."""
+    home = tmp_path_factory.mktemp("home")
+    for name in _SECRETS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("TRACKIO_DIR", str(home / "trackio"))
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("MPLCONFIGDIR", os.environ.get("MPLCONFIGDIR", str(home / "matplotlib")))
+
+
+@pytest.fixture(autouse=True)
+def _no_hydra_state():
+    yield
+    GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None
