@@ -1,0 +1,193 @@
+"""Labelled images: how they are checked, split, normalised and gathered into batches."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adamwprune.data.base import Data
+from adamwprune.data.fingerprint import fingerprint
+from adamwprune.errors import DataError
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images uint8 (N, C, H, W) and labels (N,) as read from `source`, a file or archive."""
+
+    images: np.ndarray = field(repr=False)
+    labels: np.ndarray = field(repr=False)
+    source: str
+
+    def subset(self, indices: np.ndarray) -> "LabelledImages":
+        """Those at `indices`, in that order."""
+        return LabelledImages(self.images[indices], self.labels[indices], self.source)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a configuration says of images; square, labels 0 to num_classes - 1."""
+
+    num_classes: int
+    channels: int
+    image_size: int
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation of a channel, with pixels in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class ImageDataset:
+    """Images kept as bytes, normalised as they are gathered.
+
+    inputs = (pixel / 255 - mean) / std, float32 (N, C, H, W); targets int64 (N,). The epoch changes
+    nothing. Bytes are a quarter of the memory of floats, and a batch of them is converted in
+    microseconds.
+    """
+
+    def __init__(self, content: LabelledImages, normalisation: Normalisation) -> None:
+        # Writable, or torch warns; copied only where it is not.
+        self._images = torch.from_numpy(np.require(content.images, requirements=("C", "W")))
+        self._labels = torch.from_numpy(content.labels.astype(np.int64))
+        # In units of the byte, so that a batch needs no division by 255.
+        self._mean = 255 * torch.tensor(normalisation.mean).view(-1, 1, 1)
+        self._std = 255 * torch.tensor(normalisation.std).view(-1, 1, 1)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._labels)
+
+    def batch(self, indices: np.ndarray, epoch: int) -> tuple[Tensor, Tensor]:
+        """Normalised images and their labels; see `Dataset.batch`."""
+        chosen = torch.from_numpy(indices)
+        inputs = self._images.index_select(0, chosen).float().sub_(self._mean).div_(self._std)
+        return inputs, self._labels.index_select(0, chosen)
+
+
+def stratified_split(
+    labels: np.ndarray, val_fraction: float, split_seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (ascending) of a training and a validation part with the same mix of classes.
+
+    Of each class, the nearest whole number to `val_fraction` is drawn for validation. The draw
+    depends on nothing but the arguments, in any release of numpy: it ranks raw 64-bit words, and
+    those, unlike numpy's `Generator` methods, are guaranteed not to change.
+    """
+    words = np.random.PCG64(split_seed).random_raw(len(labels))
+    in_val = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        drawn = np.argsort(words[members], kind="stable")[: round(val_fraction * len(members))]
+        in_val[members[drawn]] = True
+    return np.flatnonzero(~in_val), np.flatnonzero(in_val)
+
+
+def split_image_data(
+    *,
+    name: str,
+    content: LabelledImages,
+    test: LabelledImages,
+    shape: Shape,
+    normalisation: Normalisation,
+    val_fraction: float,
+    split_seed: int,
+    facts: dict[str, Any],
+) -> Data:
+    """The `Data` of a data set that comes as a training and a test part: validation is split off.
+
+    Raises:
+        DataError: shapes or labels are not as configured, or a class gets no image in a part.
+    """
+    # First of all: a split by labels that are wrong would fail with a message about the split.
+    check_content(content, shape)
+    train_indices, val_indices = stratified_split(content.labels, val_fraction, split_seed)
+    train, val = content.subset(train_indices), content.subset(val_indices)
+    for part, words in (train, "training"), (val, "validation"):
+        if missing := set(range(shape.num_classes)) - set(part.labels.tolist()):
+            raise DataError(
+                f"data.val_fraction={val_fraction}: leaves class {min(missing)} without a {words} image; "
+                f"{name} has {np.bincount(content.labels).min()} images in its smallest class"
+            )
+    return image_data(
+        name=name,
+        train=train,
+        val=val,
+        test=test,
+        shape=shape,
+        normalisation=normalisation,
+        facts={**facts, "val_fraction": val_fraction, "split_seed": split_seed},
+    )
+
+
+def image_data(
+    *,
+    name: str,
+    train: LabelledImages,
+    val: LabelledImages,
+    test: LabelledImages,
+    shape: Shape,
+    normalisation: Normalisation,
+    facts: dict[str, Any],
+) -> Data:
+    """The `Data` of three parts; counts are added to the facts.
+
+    Raises:
+        DataError: shapes or labels are not as configured.
+    """
+    parts = {"train": train, "val": val, "test": test}
+    for part in parts.values():
+        check_content(part, shape)
+    arrays = {f"{key} images": part.images for key, part in parts.items()}
+    labels = {f"{key} labels": part.labels.astype("<i8") for key, part in parts.items()}
+    datasets = {key: ImageDataset(part, normalisation) for key, part in parts.items()}
+    return Data(
+        name=name,
+        **datasets,
+        metric="accuracy",
+        unit="images",
+        units_per_sample=1,
+        fingerprint=fingerprint({**arrays, **labels, "normalisation": repr(normalisation)}),
+        facts={
+            **facts,
+            "mean": list(normalisation.mean),
+            "std": list(normalisation.std),
+            **{f"{key}_images": len(part.labels) for key, part in parts.items()},
+        },
+    )
+
+
+def check_content(content: LabelledImages, shape: Shape) -> None:
+    """The configured shape is the content's, and every class has an image.
+
+    Raises:
+        DataError: naming the key, both numbers and the file.
+    """
+    count, channels, *sides = content.images.shape
+    found = [
+        ("channels", shape.channels, channels),
+        *(("image_size", shape.image_size, side) for side in sides),
+    ]
+    for key, configured, actual in found:
+        if configured != actual:
+            raise DataError(
+                f"data.{key}={configured}: the images of {content.source} have {actual}; use {actual}"
+            )
+    if not count or count != len(content.labels):
+        raise DataError(f"{content.source}: {count} images with {len(content.labels)} labels")
+    labels = content.labels.astype(np.int64)
+    classes = len(np.unique(labels))
+    outside = np.flatnonzero((labels < 0) | (labels >= shape.num_classes))
+    if outside.size:
+        raise DataError(
+            f"data.num_classes={shape.num_classes}: {content.source} has label {labels[outside[0]]} at index "
+            f"{outside[0]}; its {classes} classes must be labelled 0 to {shape.num_classes - 1}"
+        )
+    if classes != shape.num_classes:
+        raise DataError(
+            f"data.num_classes={shape.num_classes}: {content.source} has {classes}; use {classes}"
+        )

@@ -1,0 +1,404 @@
+"""Text of the hub: prepared from real parquet, read back as shards, and refused when it is damaged."""
+
+import contextlib
+import json
+import lzma
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from adamwprune.data import bpe, hub, hub_text, prepare, shards
+from adamwprune.data.assets import read_asset
+from adamwprune.data.cache import NotThere
+from adamwprune.errors import ConfigError, DataError, DiskError
+
+parquet = pytest.importorskip("pyarrow.parquet")
+pytest.importorskip("datasets")
+
+VAL_FRACTION = 0.2
+
+
+@pytest.fixture(scope="session")
+def addresses():
+    """Twenty State of the Union addresses, 180,000 tokens."""
+    return lzma.decompress(read_asset("sotu_1900_2021.txt.xz")).decode().split("\n")[:20]
+
+
+@pytest.fixture
+def folder(tmp_path, addresses):
+    """Two files laid out as on the hub, with a column that is not wanted and an empty document."""
+    return write_parquet(tmp_path / "fineweb", addresses[:9], ["", *addresses[9:]])
+
+
+def write_parquet(root, *files):
+    import pyarrow
+
+    place = root / "sample" / "10BT"
+    place.mkdir(parents=True)
+    for number, documents in enumerate(files):
+        table = pyarrow.table({"id": [str(i) for i in range(len(documents))], "text": documents})
+        parquet.write_table(table, place / f"{number:03d}_00000.parquet")
+    return root
+
+
+def make(tmp_path, **keys):
+    standard = {
+        "vocab_size": 50257,
+        "block_size": 64,
+        "seed": 0,
+        "source": "folder",
+        "data_dir": str(tmp_path / "data"),
+        "val_fraction": VAL_FRACTION,
+        "shard_tokens": 30_000,
+    }
+    return hub_text.finewebedu(**{**standard, **keys})
+
+
+def prepared_folder(tmp_path):
+    (found,) = (entry for entry in (tmp_path / "data").iterdir() if entry.is_dir())
+    return found
+
+
+def test_parquet_becomes_shards_of_whole_documents(tmp_path, folder, addresses):
+    """Order, tokens and split against a direct encoding; shards end at documents and keep to their size."""
+    data = make(tmp_path, path=str(folder))
+    encoded = bpe.encode(bpe.gpt2_encoding(), addresses, end_of_text=True)
+    found = shards.read_shards(prepared_folder(tmp_path))
+    for part, held_out in ((found.train, False), (found.val, True)):
+        expected = [
+            tokens
+            for text, tokens in zip(addresses, encoded, strict=True)
+            if prepare.is_validation(text, VAL_FRACTION) == held_out
+        ]
+        assert np.array_equal(np.concatenate([shard.ids for shard in part]), np.concatenate(expected))
+        documents = [np.count_nonzero(shard.ids == bpe.END_OF_TEXT) for shard in part]
+        assert all(
+            len(shard.ids) <= 30_000 or count == 1 for shard, count in zip(part, documents, strict=True)
+        )
+        assert all(shard.ids[-1] == bpe.END_OF_TEXT for shard in part)
+    assert len(found.train) > 2
+    assert found.documents == {"train": 20 - found.documents["val"], "val": found.documents["val"]}
+    assert data.facts["train_tokens"] + data.facts["val_tokens"] == sum(map(len, encoded))
+    assert set(data.facts["recipe"]["sha256"]) == {"000_00000.parquet", "001_00000.parquet"}
+    inputs, targets = data.train.batch(np.arange(len(data.train)), epoch=1)
+    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+
+
+def test_second_use_needs_neither_datasets_nor_the_files(tmp_path, folder, monkeypatch):
+    """The shards are all that is read, also when only they are carried to another machine."""
+    first = make(tmp_path, path=str(folder))
+    monkeypatch.setattr(hub, "load", None)
+    monkeypatch.setattr(hub_text, "prepare", None)
+    assert make(tmp_path, path=str(folder)).fingerprint == first.fingerprint
+    elsewhere = tmp_path / "elsewhere"
+    prepared_folder(tmp_path).rename(elsewhere)
+    assert make(tmp_path, source="shards", path=str(elsewhere)).fingerprint == first.fingerprint
+
+
+def test_fingerprint_is_of_content_not_of_names_and_times(tmp_path, folder, addresses):
+    """The same documents in other files, written later: equal. One letter less: not."""
+    first = make(tmp_path, path=str(folder)).fingerprint
+    same = write_parquet(tmp_path / "same", addresses[:1], addresses[1:])
+    assert make(tmp_path, path=str(same)).fingerprint == first
+    changed = write_parquet(tmp_path / "changed", [addresses[0][:-1]], addresses[1:])
+    assert make(tmp_path, path=str(changed)).fingerprint != first
+
+
+def test_changed_files_are_prepared_anew(tmp_path, folder, addresses):
+    """Shards made from other content are never taken for these."""
+    first = make(tmp_path, path=str(folder))
+    file = folder / "sample" / "10BT" / "001_00000.parquet"
+    file.unlink()
+    assert make(tmp_path, path=str(folder)).facts["train_tokens"] < first.facts["train_tokens"]
+
+
+def test_max_tokens_takes_whole_documents_from_the_beginning(tmp_path, folder, addresses):
+    """Until the next would be too much: 60,000 tokens are the first documents and nothing else."""
+    data = make(tmp_path, path=str(folder), max_tokens=60_000, val_fraction=0.4)
+    lengths = np.cumsum([len(t) for t in bpe.encode(bpe.gpt2_encoding(), addresses, end_of_text=True)])
+    total = data.facts["train_tokens"] + data.facts["val_tokens"]
+    assert total == lengths[lengths <= 60_000][-1]
+
+
+def test_hub_and_folder_are_read_by_the_same_code(tmp_path, folder, monkeypatch):
+    """Only the location and the pinned revision differ; here the hub's id leads to the local folder."""
+    calls = []
+    load = hub.load
+
+    def load_locally(location, revision=None, **options):
+        calls.append((location, revision, options))
+        return load(folder, **options)
+
+    monkeypatch.setattr(hub, "load", load_locally)
+    monkeypatch.setattr(hub, "check", lambda: None)
+    from_hub = make(tmp_path, source="hub")
+    from_folder = make(tmp_path, path=str(folder))
+    assert from_hub.fingerprint == from_folder.fingerprint
+    (hub_id, revision, options), (location, no_revision, same_options) = calls
+    assert (hub_id, len(revision)) == ("HuggingFaceFW/fineweb-edu", 40)
+    assert (location, no_revision) == (folder, None)
+    assert options == same_options
+    assert options["columns"] == ["text"]
+
+
+def test_readme_of_the_hub_does_not_mislead(tmp_path, folder, addresses):
+    """The hub's README lists configurations whose files a partial copy lacks; the files are named instead."""
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train, path: data/*/*}\n"
+        "- config_name: sample-10BT\n  data_files:\n  - {split: train, path: sample/10BT/*}\n---\n"
+    )
+    assert list(hub_text.documents(hub_text.FINEWEBEDU, folder)) == addresses
+
+
+@pytest.mark.parametrize("damage", ["bit", "truncated", "odd", "empty", "missing"])
+def test_damaged_shard_is_refused(tmp_path, folder, damage):
+    """By name, and left as it is: no repair, no download over it."""
+    make(tmp_path, path=str(folder))
+    file = prepared_folder(tmp_path) / "train-00001.bin"
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1
+    damaged = {"bit": bytes(content), "truncated": content[:-2], "odd": content[:-1], "empty": b""}.get(
+        damage
+    )
+    file.unlink()
+    if damaged is not None:
+        file.write_bytes(damaged)
+    with pytest.raises(DataError, match=r"train-00001.bin: "):
+        make(tmp_path, path=str(folder))
+    assert (file.read_bytes() if file.exists() else None) == damaged
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda manifest: manifest.pop("val"), "incomplete"),
+        (lambda manifest: manifest.update(format="other"), "format is other"),
+        (lambda manifest: manifest["train"][0].update(file="../../secret.bin"), "secret.bin: cannot be read"),
+        (lambda manifest: manifest["train"][0].update(tokens="many"), "incomplete"),
+        (
+            lambda manifest: manifest["recipe"].update(tokenizer_sha256="other"),
+            "shards of the tokenizer other",
+        ),
+    ],
+)
+def test_manifest_that_is_not_ours_is_refused(tmp_path, folder, change, message):
+    """It is data: it can neither break the reader nor lead it out of its folder."""
+    make(tmp_path, path=str(folder))
+    (tmp_path / "secret.bin").write_bytes(b"secret")
+    file = prepared_folder(tmp_path) / "manifest.json"
+    manifest = json.loads(file.read_text())
+    change(manifest)
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=message):
+        make(tmp_path, path=str(folder))
+
+
+def test_killed_preparation_leaves_nothing_that_is_taken_for_data(tmp_path, addresses, monkeypatch):
+    """An error in the middle: no folder under the final name; the next try is complete and equal."""
+    recipe = {"max_tokens": 10**9, "val_fraction": VAL_FRACTION, "shard_tokens": 30_000}
+
+    def broken():
+        yield from addresses
+        raise DataError("the line went dead")
+
+    monkeypatch.setattr(prepare, "BATCH_DOCUMENTS", 8)
+    target = tmp_path / "data" / "text"
+    with pytest.raises(DataError, match="line went dead"):
+        prepare.prepare(broken(), target, recipe={}, **recipe)
+    assert not target.exists()
+    assert len(list((tmp_path / "data" / "text.partial").glob("train-*.bin"))) > 1
+    prepare.prepare(iter(addresses), target, recipe={}, **recipe)
+    prepare.prepare(iter(addresses), tmp_path / "data" / "fresh", recipe={}, **recipe)
+    names = {file.name for file in target.iterdir()}
+    assert names == {file.name for file in (tmp_path / "data" / "fresh").iterdir()}
+    assert all((target / n).read_bytes() == (tmp_path / "data" / "fresh" / n).read_bytes() for n in names)
+
+
+def test_two_at_once_prepare_one(tmp_path, addresses):
+    """The second waits and finds it done; file locks hold between threads, too, when opened twice."""
+    started, target = [], tmp_path / "text"
+
+    def documents():
+        started.append(True)
+        time.sleep(0.2)
+        yield from addresses
+
+    def run():
+        prepare.prepare(
+            documents(), target, recipe={}, max_tokens=10**9, val_fraction=VAL_FRACTION, shard_tokens=10**6
+        )
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(started) == 1
+    assert shards.read_shards(target).documents["train"] > 0
+
+
+def test_split_by_document_is_near_its_fraction_and_fixed():
+    """Of 10,000 documents 5 % within four standard errors (0.22 % each), whatever else is there."""
+    documents = [f"document {number}" for number in range(10_000)]
+    held_out = [document for document in documents if prepare.is_validation(document, 0.05)]
+    assert abs(len(held_out) / 10_000 - 0.05) < 4 * 0.0022
+    assert not any(prepare.is_validation(document, 0) for document in documents)
+    assert all(prepare.is_validation(document, 0.1) for document in held_out)
+
+
+@pytest.mark.parametrize("keys", [{"val_fraction": 0.0}, {"max_tokens": 100}])
+def test_empty_part_is_refused(tmp_path, folder, keys):
+    """With both keys that could change it."""
+    with pytest.raises(DataError, match=r"data.val_fraction=.*, data.max_tokens=.*: leave"):
+        make(tmp_path, path=str(folder), **keys)
+
+
+def test_column_of_another_name_is_refused(tmp_path):
+    """One line, whichever library notices."""
+    import pyarrow
+
+    place = tmp_path / "fineweb" / "sample" / "10BT"
+    place.mkdir(parents=True)
+    parquet.write_table(pyarrow.table({"content": ["a"]}), place / "000_00000.parquet")
+    with pytest.raises(DataError, match="text") as caught:
+        make(tmp_path, path=str(tmp_path / "fineweb"))
+    assert "\n" not in str(caught.value)
+
+
+def test_folder_without_the_files_is_refused(tmp_path):
+    """Naming what is looked for."""
+    with pytest.raises(DataError, match=r"has no sample/10BT/\*.parquet"):
+        make(tmp_path, path=str(tmp_path))
+
+
+@pytest.mark.parametrize("keys", [{"source": "folder"}, {"source": "hub", "path": "x"}, {"source": "shards"}])
+def test_contradictory_keys_are_the_users(tmp_path, keys):
+    """Exit 2: the configuration is wrong, not the data."""
+    with pytest.raises(ConfigError, match=r"data.path="):
+        make(tmp_path, **keys)
+
+
+def test_folder_that_cannot_be_written_is_one_line(tmp_path, folder):
+    """The way out is in the message."""
+    (tmp_path / "data").write_text("a file where the folder should be")
+    with pytest.raises(DiskError, match=r"data.data_dir=DIR"):
+        make(tmp_path, path=str(folder))
+
+
+# --- without a network ---
+
+
+def hang(*arguments):
+    time.sleep(1)
+    raise OSError
+
+
+@pytest.fixture
+def dead_hub(monkeypatch):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+
+
+def test_dead_network_is_known_in_seconds(tmp_path, dead_hub):
+    """What is missing, how big, the command, what works instead: one line, exit 3, nothing created."""
+    start = time.monotonic()
+    with pytest.raises(DataError) as caught:
+        make(tmp_path, source="hub", max_tokens=100_000_000)
+    assert time.monotonic() - start < 5
+    message = str(caught.value)
+    assert caught.value.exit_code == 3
+    assert "\n" not in message
+    for part in (
+        "127.0.0.1:9 does not answer",
+        "0.28 GB",
+        "hf download HuggingFaceFW/fineweb-edu",
+        "data=sotu",
+    ):
+        assert part in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_black_hole_is_given_up_after_the_probe(monkeypatch, dead_hub):
+    """A name server that never answers is not covered by a connection's timeout; the probe is."""
+    monkeypatch.setattr(hub, "PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(socket, "create_connection", hang)
+    start = time.monotonic()
+    assert not hub.answers()
+    assert time.monotonic() - start < 0.5
+
+
+def test_probe_sees_a_hub_that_is_there(monkeypatch, dead_hub):
+    """The control: a listening socket; and HF_HUB_OFFLINE means no, without a look."""
+    from huggingface_hub import constants
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert hub.answers()
+        hub.check()
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert not hub.answers()
+
+
+def test_proxy_is_trusted_unprobed(monkeypatch, dead_hub):
+    """Behind a proxy the hub's own address may be unreachable."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    assert hub.answers()
+
+
+def test_missing_package_is_one_line():
+    """With the command that installs it."""
+    with pytest.raises(NotThere, match=r"no_such_package is not installed \(pip install"):
+        hub.require_packages("no_such_package")
+
+
+def test_local_folder_never_stands_in_for_the_hub(tmp_path, monkeypatch):
+    """`datasets` would read ./HuggingFaceFW/fineweb-edu without a word."""
+    monkeypatch.chdir(tmp_path)
+    Path("HuggingFaceFW/fineweb-edu").mkdir(parents=True)
+    with pytest.raises(DataError, match="would be read in place of the hub's"):
+        hub.load("HuggingFaceFW/fineweb-edu", revision="0" * 40)
+
+
+def test_old_datasets_is_refused(monkeypatch, tmp_path):
+    """Releases before 5.2 can run code from a data set."""
+    import datasets
+
+    monkeypatch.setattr(datasets, "__version__", "5.1.9")
+    with pytest.raises(DataError, match=r"datasets 5.1.9 .*pip install 'datasets>=5.2'"):
+        hub.load(tmp_path)
+
+
+def test_offline_inside_and_as_before_outside():
+    """The switch of two libraries is put back, also after an error."""
+    import datasets
+    from huggingface_hub import constants
+
+    def switches():
+        return constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+
+    before, inside = switches(), None
+    with contextlib.suppress(ValueError), hub.offline():
+        inside = switches()
+        raise ValueError
+    assert inside == (True, True)
+    assert switches() == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_read_only_data_directory_is_enough_once_prepared(tmp_path, folder):
+    """Reading takes no lock and writes nothing."""
+    first = make(tmp_path, path=str(folder))
+    (tmp_path / "data").chmod(0o500)
+    try:
+        assert make(tmp_path, path=str(folder)).fingerprint == first.fingerprint
+    finally:
+        (tmp_path / "data").chmod(0o700)
