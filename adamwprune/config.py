@@ -1,0 +1,237 @@
+"""The typed configuration: what the engine reads.
+
+`conf/` composes into these dataclasses. They are plain and picklable, made once by
+adamwprune/composition.py and never changed afterwards; the engine sees no DictConfig. Nodes with a `_target_`
+(model, data, optimizer, ...) stay plain dictionaries, checked and built by adamwprune/targets.py.
+"""
+
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+
+from adamwprune.ranges import (
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    PositiveInt,
+    Seed,
+    UnitInterval,
+    shown,
+)
+
+Node = dict[str, Any]
+
+
+class Device(Enum):
+    """Where the ranks run; `auto` takes CUDA where there is any and says so."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+    auto = "auto"
+
+
+class Precision(Enum):
+    """Number format of the forward pass; `auto` is bf16 on a CUDA device that has it, else fp32."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+    auto = "auto"
+
+
+# The dataclasses below mirror conf/: each key is explained where its value is set.
+
+
+@dataclass
+class RecipeConfig:
+    """What a model suggests to the optimizer, schedule and pruning files; see conf/model."""
+
+    adam_lr: Positive = 1e-3
+    sgd_lr: Positive = 0.1
+    betas: list[Fraction] = field(default_factory=lambda: [0.9, 0.999])
+    weight_decay: NonNegative = 5e-4
+    warmup_steps: NonNegativeInt = 0
+    target_sparsity: Fraction = 0.9
+    update_every: PositiveInt = 100
+    block_size: PositiveInt = 1024
+    micro_batch_size: PositiveInt = 128
+
+
+@dataclass
+class TrainerConfig:
+    """Batch, budget, clipping and cadence of the training loop."""
+
+    global_batch_size: PositiveInt = 64
+    grad_accum_steps: PositiveInt = 1
+    max_steps: PositiveInt | None = None
+    max_epochs: Positive | None = None
+    max_tokens: PositiveInt | None = None
+    max_time: Positive | None = None
+    stop_step: PositiveInt | None = None
+    grad_clip: Positive | None = 1.0
+    decay_embeddings: bool = False
+    log_every: PositiveInt = 10
+    eval_every: PositiveInt | None = None
+    eval_samples: PositiveInt | None = None
+
+
+@dataclass
+class CheckpointConfig:
+    """When a checkpoint is written and how many are kept."""
+
+    every: PositiveInt | None = None
+    keep: PositiveInt = 2
+
+
+@dataclass
+class PruningConfig:
+    """criterion x schedule x scope, the target and the window; all null for a dense run."""
+
+    criterion: Node | None = None
+    schedule: Node | None = None
+    scope: Node | None = None
+    target_sparsity: Fraction | None = None
+    initial_sparsity: Fraction | None = None
+    start_fraction: UnitInterval | None = None
+    end_fraction: UnitInterval | None = None
+    start_step: NonNegativeInt | None = None
+    end_step: NonNegativeInt | None = None
+    update_every: PositiveInt | None = None
+    include: list[str] = field(default_factory=list)
+    exclude: list[str] = field(default_factory=list)
+
+
+@dataclass
+class HardwareConfig:
+    """Devices, number format and micro batch: says where, never what is computed."""
+
+    device: Device = Device.cpu
+    num_devices: PositiveInt = 1
+    micro_batch_size: PositiveInt = 64
+    precision: Precision = Precision.fp32
+    compile: bool = False
+    num_workers: NonNegativeInt = 0
+    threads: PositiveInt | None = None
+    peak_flops: Positive | None = None
+    deterministic: bool = True
+    timeout: Positive = 300.0
+
+
+@dataclass
+class Config:
+    """One run, completely."""
+
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    data: Node = field(default_factory=dict)
+    model: Node = field(default_factory=dict)
+    pruning: PruningConfig = field(default_factory=PruningConfig)
+    optimizer: Node = field(default_factory=dict)
+    lr_schedule: Node = field(default_factory=dict)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    tracker: Node = field(default_factory=dict)
+    seed: Seed = 1
+    project: str = ""
+    run_name: str = ""
+    group: str | None = None
+    resume: str | None = None
+    resume_allow: list[str] = field(default_factory=list)
+    allow_targets: list[str] = field(default_factory=list)
+    max_jobs: PositiveInt = 100
+
+
+# Groups whose option is one `_target_` node.
+NODES = ("data", "model", "optimizer", "lr_schedule")
+# Keys that a continued run may change: they say when, where to and to whom, not what is computed.
+HARMLESS = (
+    "hardware.num_workers",
+    "hardware.peak_flops",
+    "hardware.timeout",
+    "trainer.max_time",
+    "trainer.stop_step",
+    "checkpoint",
+    "tracker",
+    "project",
+    "run_name",
+    "group",
+    "resume",
+    "resume_allow",
+    "allow_targets",
+    "max_jobs",
+)
+
+
+def register_configs() -> None:
+    """Store the schema that conf/config.yaml starts from; calling it again changes nothing."""
+    ConfigStore.instance().store(name="config_schema", node=Config)
+
+
+def to_plain(config: Config) -> dict[str, Any]:
+    """The configuration as plain dictionaries, lists, numbers and texts (for records and trackers)."""
+    return {key: _plain(value) for key, value in dataclasses.asdict(config).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def from_plain(cls: type, plain: Mapping[str, Any]) -> Any:
+    """A dataclass from plain values; OmegaConf has checked their types."""
+    hints = get_type_hints(cls)
+    values = {}
+    for key, value in plain.items():
+        kind = hints[key]
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            value = from_plain(kind, value)
+        elif isinstance(kind, type) and issubclass(kind, Enum):
+            value = kind[value]
+        values[key] = value
+    return cls(**values)
+
+
+def pruning_window(pruning: PruningConfig, total_steps: int) -> tuple[int, int]:
+    """First and last step of the pruning ramp; a step that is given wins over its fraction."""
+    start = (
+        pruning.start_step
+        if pruning.start_step is not None
+        else round((pruning.start_fraction or 0) * total_steps)
+    )
+    end = (
+        pruning.end_step if pruning.end_step is not None else round((pruning.end_fraction or 0) * total_steps)
+    )
+    return start, end
+
+
+def changed_keys(
+    before: Mapping[str, Any], after: Mapping[str, Any], allowed: Collection[str] = ()
+) -> list[str]:
+    """`key: old -> new` of each key that may not differ between a run and its continuation."""
+    flat_before, flat_after = dict(flatten(before)), dict(flatten(after))
+    return [
+        f"{key}: {shown(flat_before.get(key))} -> {shown(flat_after.get(key))}"
+        for key in sorted(flat_before.keys() | flat_after.keys())
+        if flat_before.get(key) != flat_after.get(key) and not _is_below(key, (*HARMLESS, *allowed))
+    ]
+
+
+def _is_below(key: str, prefixes: Collection[str]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def flatten(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested mappings as dotted keys."""
+    if isinstance(tree, Mapping) and tree:
+        for key, value in tree.items():
+            yield from flatten(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, tree

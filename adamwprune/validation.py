@@ -1,0 +1,166 @@
+"""Every check of a configuration that needs no machine, no data and no torch.
+
+`validate(config)` lists all problems at once, each as `key=value: what is wrong; the fix`.
+"""
+
+import dataclasses
+import re
+import types
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from typing import Any, get_args, get_origin, get_type_hints
+
+from adamwprune import ranges, targets
+from adamwprune.config import NODES, Config, Device, Precision, pruning_window
+from adamwprune.errors import ConfigError
+from adamwprune.ranges import shown
+
+
+def validate(config: Config) -> None:
+    """Refuse a configuration that cannot be meant.
+
+    Raises:
+        ConfigError: one line that lists all problems.
+    """
+    found = [
+        *_range_problems(config, ""),
+        *_target_problems(config),
+        *_pruning_problems(config),
+        *_budget_problems(config),
+        *_batch_problems(config),
+        *_model_problems(config),
+        *_name_problems(config),
+    ]
+    if found:
+        raise ConfigError(*found)
+
+
+def _range_problems(node: Any, path: str) -> Iterator[str]:
+    """Values outside the range that the schema's annotation gives."""
+    for key, annotation in get_type_hints(type(node), include_extras=True).items():
+        value = getattr(node, key)
+        if dataclasses.is_dataclass(value):
+            yield from _range_problems(value, f"{path}{key}.")
+        elif not _is_node(annotation) and (words := ranges.violation(annotation, value)):
+            yield f"{path}{key}={shown(value)}: {words}{_percent_hint(annotation, value)}"
+
+
+def _is_node(annotation: Any) -> bool:
+    members = get_args(annotation) if get_origin(annotation) is types.UnionType else (annotation,)
+    return any(
+        get_origin(member) is dict or (isinstance(member, type) and issubclass(member, Enum))
+        for member in members
+    )
+
+
+def _percent_hint(annotation: Any, value: Any) -> str:
+    is_percent = isinstance(value, int | float) and 1 < value < 100 and "below=1" in repr(annotation)
+    return f"; did you mean {value / 100:g}?" if is_percent else ""
+
+
+def _target_problems(config: Config) -> Iterator[str]:
+    for group in NODES:
+        node = getattr(config, group)
+        if "_target_" not in node:
+            yield f"{group}: has no _target_; choose an option with {group}=NAME"
+    for path, node in targets.find_targets(
+        {**{g: getattr(config, g) for g in NODES}, "tracker": config.tracker}
+    ):
+        yield from targets.problems(node, path, config.allow_targets)
+    for path, node in targets.find_targets(dataclasses.asdict(config.pruning), "pruning"):
+        yield from targets.problems(node, path, config.allow_targets)
+    for name, node in config.tracker.items():
+        if not isinstance(node, Mapping) or "_target_" not in node:
+            yield f"tracker.{name}: is no tracker; choose none, trackio, wandb, both or '[wandb,trackio]'"
+
+
+def _pruning_problems(config: Config) -> Iterator[str]:
+    pruning = config.pruning
+    # include and exclude say what is counted, in a dense run too.
+    neutral = ("criterion", "include", "exclude")
+    given = [
+        f.name
+        for f in dataclasses.fields(pruning)
+        if f.name not in neutral and getattr(pruning, f.name) is not None
+    ]
+    if pruning.criterion is None:
+        if given:
+            shown = ", ".join(f"pruning.{name}={getattr(pruning, name)}" for name in given)
+            yield (
+                f"{shown}: pruning=none prunes nothing; choose pruning=magnitude or pruning=state, "
+                f"or leave {'it' if len(given) == 1 else 'them'} out"
+            )
+        return
+    for name in ("schedule", "scope", "target_sparsity", "initial_sparsity", "update_every"):
+        if getattr(pruning, name) is None:
+            yield f"pruning.{name}=null: needed by pruning.criterion={pruning.criterion.get('_target_')}"
+    for edge in ("start", "end"):
+        if getattr(pruning, f"{edge}_step") is None and getattr(pruning, f"{edge}_fraction") is None:
+            yield f"pruning.{edge}_step=null and pruning.{edge}_fraction=null: give one of them"
+    if pruning.target_sparsity is not None and (pruning.initial_sparsity or 0) > pruning.target_sparsity:
+        yield (
+            f"pruning.initial_sparsity={pruning.initial_sparsity}: must not exceed "
+            f"pruning.target_sparsity={pruning.target_sparsity}"
+        )
+    if config.trainer.max_steps is not None:
+        start, end = pruning_window(pruning, config.trainer.max_steps)
+        if not start <= end <= config.trainer.max_steps:
+            yield (
+                f"pruning window from step {start} to {end} of trainer.max_steps={config.trainer.max_steps}: "
+                "must satisfy start <= end <= max_steps"
+            )
+
+
+def _budget_problems(config: Config) -> Iterator[str]:
+    trainer = config.trainer
+    budgets = {name: getattr(trainer, name) for name in ("max_steps", "max_epochs", "max_tokens")}
+    given = [f"trainer.{name}={value}" for name, value in budgets.items() if value is not None]
+    if len(given) != 1:
+        yield (
+            f"{', '.join(given) or 'trainer.max_steps=null, max_epochs=null, max_tokens=null'}: "
+            "give exactly one budget and set the others to null"
+        )
+    if trainer.max_steps is None:
+        return
+    for name in ("trainer.eval_every", "checkpoint.every", "trainer.stop_step"):
+        section, key = name.split(".")
+        value = getattr(getattr(config, section), key)
+        if value is not None and value > trainer.max_steps:
+            yield f"{name}={value}: must be at most trainer.max_steps={trainer.max_steps}, or null"
+
+
+def _batch_problems(config: Config) -> Iterator[str]:
+    trainer, hardware = config.trainer, config.hardware
+    product = hardware.micro_batch_size * hardware.num_devices * trainer.grad_accum_steps
+    if product != trainer.global_batch_size:
+        yield (
+            f"trainer.global_batch_size={trainer.global_batch_size}: must equal hardware.micro_batch_size="
+            f"{hardware.micro_batch_size} x hardware.num_devices={hardware.num_devices} x "
+            f"trainer.grad_accum_steps={trainer.grad_accum_steps} = {product}"
+        )
+    if config.checkpoint.keep < 2:
+        yield f"checkpoint.keep={config.checkpoint.keep}: must be >= 2, so that a valid one always exists"
+    if hardware.precision is Precision.fp16 and hardware.device is Device.cpu:
+        yield "hardware.precision=fp16: a CPU has none; use hardware.precision=fp32 or bf16"
+
+
+def _model_problems(config: Config) -> Iterator[str]:
+    width, heads = config.model.get("n_embd"), config.model.get("n_head")
+    if isinstance(width, int) and isinstance(heads, int) and heads > 0 and width % heads:
+        fitting = width // heads * heads or heads
+        yield f"model.n_embd={width}: must be a multiple of model.n_head={heads}; use {fitting}"
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def _name_problems(config: Config) -> Iterator[str]:
+    for key in ("project", "run_name", "group"):
+        value = getattr(config, key)
+        if value is None and key == "group":
+            continue
+        if not _NAME.fullmatch(value) or value == "default" or value.startswith("registry-"):
+            yield (
+                f"{key}={value!r}: must be 1 to 64 of A-Z a-z 0-9 . _ - starting with a letter or digit, "
+                "and neither 'default' nor 'registry-...'"
+            )
