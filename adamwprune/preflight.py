@@ -1,0 +1,84 @@
+"""What must be true of this machine before a run is worth starting; nothing is created before.
+
+Cheapest first: devices (exit 4), trackers (6), data (3), then whether the optimizer keeps the
+state that the criterion scores by (2).
+"""
+
+import os
+
+from adamwprune.callbacks.tracker import missing_packages
+from adamwprune.config import Config, Device
+from adamwprune.errors import ConfigError, HardwareError, TrackerError
+from adamwprune.targets import build
+
+
+def is_rank() -> bool:
+    """Whether a launcher such as torchrun started this process as one rank of several."""
+    return "LOCAL_RANK" in os.environ
+
+
+def check_machine(config: Config) -> None:
+    """All checks below, in order.
+
+    Raises:
+        RunError: the first that fails, with what to type instead.
+    """
+    check_devices(config)
+    check_trackers(config)
+    check_data(config)
+    check_criterion_state(config)
+
+
+def check_devices(config: Config) -> None:
+    """As many CUDA devices as asked for, and as many ranks as a launcher started."""
+    hardware = config.hardware
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if is_rank() and started != hardware.num_devices:
+        raise HardwareError(
+            f"hardware.num_devices={hardware.num_devices}: but WORLD_SIZE={started} ranks were started; "
+            f"start as many, or add hardware.num_devices={started}"
+        )
+    if hardware.device is Device.cpu:
+        return
+    import torch  # only where a device has to be looked for
+
+    found = torch.cuda.device_count()
+    if hardware.device is Device.cuda and found < hardware.num_devices:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        where = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible!r})"
+        raise HardwareError(
+            f"hardware.num_devices={hardware.num_devices}: needs as many CUDA devices, found {found}{where}; "
+            "type hardware=cpu instead"
+            + (f", or hardware.num_devices={found}" if found else "")
+            + " (for GPT-2 in minutes on a CPU: experiment=gpt2-shakespeare-cpu)"
+        )
+
+
+def check_trackers(config: Config) -> None:
+    """The package of every chosen tracker is installed."""
+    if missing := missing_packages(config.tracker):
+        name, line = missing[0]
+        raise TrackerError(f"tracker={name}: its package is not installed; {line}, or use tracker=none")
+
+
+def check_data(config: Config) -> None:
+    """The data set is there and is what the configuration says; prepares it where that is needed."""
+    build(config.data, "data", config.allow_targets)()
+
+
+def check_criterion_state(config: Config) -> None:
+    """The optimizer keeps the moments that the criterion scores by; found out by one real step."""
+    if config.pruning.criterion is None:
+        return
+    from adamwprune.pruning.pruner import missing_state
+
+    criterion = build(config.pruning.criterion, "pruning.criterion", config.allow_targets)
+    optimizer = build(config.optimizer, "optimizer", config.allow_targets)
+    if missing := missing_state(criterion, optimizer):
+        scores, steps = (
+            node["_target_"].rpartition(".")[2] for node in (config.pruning.criterion, config.optimizer)
+        )
+        raise ConfigError(
+            f"pruning.criterion={scores}: needs {', '.join(missing)}, which optimizer={steps} does not keep; "
+            "use optimizer=adamw or pruning=magnitude"
+        )

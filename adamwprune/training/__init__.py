@@ -1,0 +1,1 @@
+"""One run: its objects, its loop, its records and its checkpoints."""

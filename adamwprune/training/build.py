@@ -1,0 +1,191 @@
+"""From a Config to the live objects of one run: data, model, optimizer, schedule, pruner."""
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from adamwprune.config import Config, Device, TrainerConfig, pruning_window
+from adamwprune.data.base import Data
+from adamwprune.distributed import Ranks
+from adamwprune.errors import ConfigError, DataError
+from adamwprune.optim.param_groups import group_table, param_groups
+from adamwprune.pruning.pruner import Dense, Pruner
+from adamwprune.targets import build
+from adamwprune.training.batches import TrainingBatches
+from adamwprune.training.precision import Autocast, choose
+
+
+@dataclass(frozen=True)
+class Training:
+    """Everything that the loop works on."""
+
+    config: Config
+    ranks: Ranks
+    data: Data
+    model: nn.Module  # unwrapped: what is pruned, evaluated and saved
+    forward: nn.Module  # the same, compiled and wrapped for several ranks: what is trained
+    optimizer: torch.optim.Optimizer
+    base_lrs: tuple[float, ...]  # one a parameter group
+    lr_factor: Callable[[int, int], float]
+    pruner: Pruner | Dense
+    autocast: Autocast
+    batches: TrainingBatches
+    total_steps: int
+
+    def set_lr(self, step: int) -> float:
+        """Apply the learning rate of update number `step` to every group; return the first group's."""
+        factor = self.lr_factor(step, self.total_steps)
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * factor
+        return self.optimizer.param_groups[0]["lr"]
+
+    def gradient_sync(self, is_last: bool) -> AbstractContextManager[None]:
+        """Gradients travel between ranks with the last micro batch of a step only."""
+        if is_last or not isinstance(self.forward, DistributedDataParallel):
+            return nullcontext()
+        return self.forward.no_sync()
+
+
+def build_training(config: Config, ranks: Ranks) -> Training:
+    """Build all objects of a run; every rank gets equal weights.
+
+    Raises:
+        ConfigError, DataError: where the parts do not fit each other.
+    """
+    hardware, trainer = config.hardware, config.trainer
+    torch.set_num_threads(hardware.threads or max(1, len(os.sched_getaffinity(0)) // ranks.world_size))
+
+    data: Data = build(config.data, "data", config.allow_targets)()
+    batches = TrainingBatches(
+        data.train,
+        seed=config.seed,
+        global_batch_size=trainer.global_batch_size,
+        micro_batch_size=hardware.micro_batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    )
+    steps = total_steps(trainer, batches.steps_per_epoch, data)
+
+    model = build(config.model, "model", config.allow_targets)().to(ranks.device)
+    groups = param_groups(
+        model,
+        weight_decay=config.optimizer.get("weight_decay", 0.0),
+        decay_embeddings=trainer.decay_embeddings,
+    )
+    optimizer = build(config.optimizer, "optimizer", config.allow_targets)(groups)
+    return Training(
+        config=config,
+        ranks=ranks,
+        data=data,
+        model=model,
+        forward=_wrap(model, config, ranks),
+        optimizer=optimizer,
+        base_lrs=tuple(group["lr"] for group in optimizer.param_groups),
+        lr_factor=build(config.lr_schedule, "lr_schedule", config.allow_targets),
+        pruner=build_pruner(config, model, optimizer, steps),
+        autocast=Autocast(choose(hardware.precision, ranks.device.type), ranks.device.type),
+        batches=batches,
+        total_steps=steps,
+    )
+
+
+def total_steps(trainer: TrainerConfig, steps_per_epoch: int, data: Data) -> int:
+    """Optimizer steps of the whole run, from whichever budget is given.
+
+    Raises:
+        DataError: the training set is smaller than one global batch.
+        ConfigError: the budget is smaller than one step.
+    """
+    if steps_per_epoch < 1:
+        raise DataError(
+            f"trainer.global_batch_size={trainer.global_batch_size}: larger than the {len(data.train)} "
+            f"training samples of {data.name}; choose at most that"
+        )
+    if trainer.max_steps is not None:
+        return trainer.max_steps
+    if trainer.max_epochs is not None:
+        steps, budget = int(trainer.max_epochs * steps_per_epoch), f"trainer.max_epochs={trainer.max_epochs}"
+    else:
+        if data.unit != "tokens":
+            raise ConfigError(
+                f"trainer.max_tokens={trainer.max_tokens}: {data.name} has no tokens; use trainer.max_epochs"
+            )
+        tokens_per_step = trainer.global_batch_size * data.units_per_sample
+        steps, budget = (
+            (trainer.max_tokens or 0) // tokens_per_step,
+            f"trainer.max_tokens={trainer.max_tokens}",
+        )
+    if steps < 1:
+        raise ConfigError(f"{budget}: less than one step; an epoch has {steps_per_epoch} steps")
+    return steps
+
+
+def build_pruner(
+    config: Config, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int
+) -> Pruner | Dense:
+    """The pruner that the configuration describes; `Dense` where it describes none."""
+    pruning = config.pruning
+    if pruning.criterion is None or pruning.schedule is None or pruning.scope is None:
+        return Dense(model, include=pruning.include, exclude=pruning.exclude)
+    start_step, end_step = pruning_window(pruning, steps)
+    return Pruner(
+        model,
+        optimizer,
+        criterion=build(pruning.criterion, "pruning.criterion", config.allow_targets),
+        schedule=build(pruning.schedule, "pruning.schedule", config.allow_targets),
+        scope=build(pruning.scope, "pruning.scope", config.allow_targets),
+        target_sparsity=pruning.target_sparsity,
+        initial_sparsity=pruning.initial_sparsity,
+        start_step=start_step,
+        end_step=end_step,
+        update_every=pruning.update_every,
+        include=pruning.include,
+        exclude=pruning.exclude,
+    )
+
+
+def _wrap(model: nn.Module, config: Config, ranks: Ranks) -> nn.Module:
+    forward = torch.compile(model) if config.hardware.compile else model
+    if ranks.world_size == 1:
+        return forward
+    devices = [ranks.device] if ranks.device.type == "cuda" else None
+    return DistributedDataParallel(forward, device_ids=devices, gradient_as_bucket_view=True)
+
+
+def choose_device(device: Device) -> str:
+    """`cpu` or `cuda`: what `auto` means on this machine."""
+    if device is Device.auto:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device.value
+
+
+def describe(training: Training) -> dict[str, Any]:
+    """What the live objects are, for run.json: labels come from here, never from keys."""
+    ranks, optimizer = training.ranks, training.optimizer
+    first = {
+        key: value
+        for key, value in optimizer.defaults.items()
+        if isinstance(value, bool | int | float | tuple)
+    }
+    return {
+        "total_steps": training.total_steps,
+        "steps_per_epoch": training.batches.steps_per_epoch,
+        "model": type(training.model).__qualname__,
+        "optimizer": {"class": type(optimizer).__qualname__, **first, "lr": training.base_lrs[0]},
+        "param_groups": group_table(optimizer.param_groups),
+        "pruning": training.pruner.describe(),
+        "data": {"name": training.data.name, "fingerprint": training.data.fingerprint, **training.data.facts},
+        "hardware": {
+            "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu",
+            "world_size": ranks.world_size,
+            "threads": torch.get_num_threads(),
+            "precision": training.autocast.precision.name,
+            "compile": training.config.hardware.compile,
+        },
+    }

@@ -1,0 +1,67 @@
+"""Loss and accuracy or perplexity on a fixed set of samples, always the same, in order.
+
+No random number is drawn and no training state is touched: training is the same, to the bit,
+with and without evaluations.
+"""
+
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adamwprune.data.base import Dataset
+from adamwprune.distributed import Ranks
+from adamwprune.training.precision import Autocast
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """Cross entropy in nats; logits (..., C), targets (...)."""
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction=reduction)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset,
+    metric: Literal["accuracy", "perplexity"],
+    *,
+    batch_size: int,
+    limit: int | None,
+    ranks: Ranks,
+    autocast: Autocast,
+) -> dict[str, float]:
+    """Mean loss over the first `limit` samples, and accuracy in [0, 1] or perplexity = exp(loss).
+
+    The ranks take every world_size-th batch; sums and counts are added up, not means. The
+    unwrapped model is used: a wrapper would wait for ranks that have no batch left.
+    """
+    ranks.share_buffers_(model)
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)  # loss, correct, count
+    count = min(limit or len(dataset), len(dataset))
+    starts = range(ranks.rank * batch_size, count, ranks.world_size * batch_size)
+    for start in starts:
+        indices = np.arange(start, min(start + batch_size, count), dtype=np.int64)
+        inputs, targets = (tensor.to(ranks.device, non_blocking=True) for tensor in dataset.batch(indices, 0))
+        with autocast():
+            logits = model(inputs)
+            sums[0] += cross_entropy(logits, targets, reduction="sum")
+        if metric == "accuracy":
+            sums[1] += (logits.argmax(-1) == targets).sum()
+        sums[2] += targets.numel()
+    model.train(was_training)
+    loss_sum, correct, total = ranks.sum_(sums).tolist()
+    loss = loss_sum / total
+    return {"loss": loss, metric: correct / total if metric == "accuracy" else perplexity(loss)}
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss); infinite where that overflows, never cut off."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf

@@ -1,0 +1,108 @@
+"""metrics.jsonl: one JSON object a line, append-only, one write a row; the truth of the run.
+
+    {"step": 10, "time": 1764000000.123, "train/loss": 2.31, "train/lr": 0.001, ...}
+
+A resumed run that replays steps does not write their rows again: it compares them.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from adamwprune.callbacks.base import Row
+from adamwprune.errors import CheckpointError, DiskError
+from adamwprune.training.metrics import json_row
+
+# Measured, so different in every process: not compared when a step is replayed.
+VOLATILE = ("time", "perf/", "memory/")
+
+
+class Ledger:
+    """The file, open for appending.
+
+    Args:
+        file: metrics.jsonl; created where it does not exist.
+        step: the step that the run goes on from; later rows in the file will be replayed.
+        exact: whether replayed rows must equal the file's; if not, a `rewind` row marks the cut.
+    """
+
+    def __init__(self, file: Path, step: int = 0, *, exact: bool = True) -> None:
+        self._file = file
+        _cut_torn_line(file)
+        self._replayed = {row["step"]: row for row in read_rows(file) if row["step"] > step}
+        try:
+            self._descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise DiskError(f"{file}: {error.strerror}") from None
+        if self._replayed and not exact:
+            self._append(
+                {"step": step, "time": next(iter(self._replayed.values()))["time"], "event": "rewind"}
+            )
+            self._replayed = {}
+
+    def write(self, step: int, time: float, row: Row) -> None:
+        """Append one row, or compare it where the file has that step already.
+
+        Raises:
+            CheckpointError: a replayed step differs, so the run does not continue itself.
+            DiskError: the file system refuses; earlier rows are whole.
+        """
+        line = {"step": step, "time": time, **json_row(row)}
+        if step in self._replayed:
+            self._compare(self._replayed.pop(step), json.loads(json.dumps(line)))
+        else:
+            self._append(line)
+
+    def _append(self, line: dict[str, object]) -> None:
+        data = json.dumps(line, allow_nan=False).encode() + b"\n"
+        try:
+            written = os.write(self._descriptor, data)
+        except OSError as error:
+            raise DiskError(
+                f"{self._file}: {error.strerror}; rows up to the last whole line are kept"
+            ) from None
+        if written < len(data):
+            raise DiskError(f"{self._file}: disk full; rows up to the last whole line are kept")
+
+    def _compare(self, before: dict[str, object], after: dict[str, object]) -> None:
+        for key in before.keys() | after.keys():
+            if not key.startswith(VOLATILE) and before.get(key) != after.get(key):
+                raise CheckpointError(
+                    f"step {after['step']} differs: {key} was {before.get(key)}, is {after.get(key)}; "
+                    "the code or machine has changed; to go on all the same add 'resume_allow=[environment]'"
+                )
+
+    def sync(self) -> None:
+        """Make all rows survive a power cut."""
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Sync and close."""
+        self.sync()
+        os.close(self._descriptor)
+
+
+def read_rows(file: Path) -> list[dict[str, object]]:
+    """The rows of a metrics.jsonl that count: whole lines, less those that a rewind took back."""
+    if not file.exists():
+        return []
+    rows: list[dict[str, object]] = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # a line torn by a kill; only the last can be
+        if row.get("event") == "rewind":
+            rows = [earlier for earlier in rows if earlier["step"] <= row["step"]]
+        else:
+            rows.append(row)
+    return rows
+
+
+def _cut_torn_line(file: Path) -> None:
+    """Drop what follows the last newline: a row that a kill cut short."""
+    if not file.exists():
+        return
+    with file.open("rb+") as stream:
+        data = stream.read()
+        stream.truncate(data.rfind(b"\n") + 1)

@@ -1,0 +1,240 @@
+"""The training loop.
+
+One step, in the order that hard masks need (shared by every model and optimizer):
+
+    micro batches: forward, backward   gradients add up; ranks exchange them with the last
+    unscale                            fp16 only
+    pruner.mask_grads_()               pruned gradients do not eat into the norm
+    norm, finite or not                a step that would spoil the weights is not taken
+    clip, optimizer.step()
+    pruner.after_step(step)            at an update: weights and moments of newly pruned to zero
+
+Rows, evaluations and checkpoints follow the step; `state` alone says where the run stands.
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from adamwprune.errors import DiskError, DivergedError, RunError
+from adamwprune.training import checkpoint as checkpoints
+from adamwprune.training.batches import Batch, stream
+from adamwprune.training.build import Training
+from adamwprune.training.evaluation import cross_entropy, evaluate
+from adamwprune.training.loop_state import LoopState, capture
+from adamwprune.training.records import Records
+from adamwprune.training.signals import StopSignals
+from adamwprune.training.throughput import Throughput
+
+# Evaluations in a run where trainer.eval_every does not say.
+EVALUATIONS = 20
+
+
+def run_steps(
+    training: Training,
+    state: LoopState,
+    records: Records,
+    stop: StopSignals,
+    throughput: Throughput,
+    checkpoint_dir: Path,
+    revision: str | None,
+) -> None:
+    """Run the steps that are left; `state` is advanced in place.
+
+    Raises:
+        DivergedError: a gradient is not finite; the weights are those before the step.
+        Interrupted, Preempted: a signal or a limit stopped the run after a checkpoint.
+    """
+    training.model.train()
+    if state.step == 0:
+        training.pruner.after_step(0)  # a plan may start sparse
+    batches = stream(training.batches, state.step + state.skipped, training.config.hardware.num_workers)
+    started = time.monotonic() - state.seconds
+    while state.step < training.total_steps:
+        lr = training.set_lr(state.step)
+        loss = accumulate_gradients(training, batches)
+        norm = update(training, state, loss)
+        if norm is None:  # fp16 overflow: the scale was lowered, the step does not count
+            state.skipped += 1
+            continue
+        state.step += 1
+        state.loss_sum += loss
+        state.loss_count += 1
+        training.pruner.after_step(state.step)
+        throughput.step()
+        records.step_end(state.step)
+
+        row: dict[str, object] = {}
+        if is_log_step(training, state.step):
+            row |= training_row(training, state, lr, norm) | throughput.row()
+        if is_eval_step(training, state.step):
+            with throughput.paused():
+                row |= validation_row(training, state)
+        if row:
+            records.log(state.step, row)
+        state.seconds = time.monotonic() - started
+        stop_error = stop.agreed(training.ranks, training.config.trainer, state)
+        if stop_error or is_checkpoint_step(training, state.step):
+            with throughput.paused():
+                save(training, state, records, checkpoint_dir, revision)
+        if stop_error:
+            raise stop_error
+
+
+def accumulate_gradients(training: Training, batches: Iterator[Batch]) -> torch.Tensor:
+    """Backward of the mean loss over one step's micro batches; that loss, on the device."""
+    device, parts = training.ranks.device, training.config.trainer.grad_accum_steps
+    total = torch.zeros((), device=device)
+    training.optimizer.zero_grad(set_to_none=True)
+    for part in range(parts):
+        inputs, targets = (tensor.to(device, non_blocking=True) for tensor in next(batches))
+        with training.gradient_sync(is_last=part == parts - 1):
+            with training.autocast():
+                loss = cross_entropy(training.forward(inputs), targets) / parts
+            training.autocast.scaler.scale(loss).backward()
+        total += loss.detach()
+    return total
+
+
+def update(training: Training, state: LoopState, loss: torch.Tensor) -> torch.Tensor | None:
+    """Mask, clip and take the optimizer's step; the gradient norm, or None where fp16 skipped it."""
+    scaler, clip = training.autocast.scaler, training.config.trainer.grad_clip
+    scaler.unscale_(training.optimizer)
+    training.pruner.mask_grads_()
+    parameters = [p for p in training.model.parameters() if p.grad is not None]
+    norm = get_total_norm([p.grad for p in parameters])
+    # One number read back per step: the price of never stepping on a NaN. Equal on all ranks.
+    is_finite = bool(torch.isfinite(norm))
+    if not is_finite and not scaler.is_enabled():
+        raise diverged(training, state, loss, norm)
+    if clip is not None and is_finite:
+        clip_grads_with_norm_(parameters, clip, norm)
+    scaler.step(training.optimizer)
+    scaler.update()
+    if is_finite:
+        return norm
+    if scaler.get_scale() < 1.0:
+        raise diverged(training, state, loss, norm)
+    return None
+
+
+def diverged(training: Training, state: LoopState, loss: torch.Tensor, norm: torch.Tensor) -> DivergedError:
+    """The error that names the step, the numbers and the first parameter with a bad gradient."""
+    bad = [
+        name
+        for name, parameter in training.model.named_parameters()
+        if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+    ]
+    lr = training.optimizer.param_groups[0]["lr"]
+    return DivergedError(
+        f"step {state.step + 1}: loss {loss.item():g}, gradient norm {norm.item():g}, lr {lr:g}, "
+        f"first bad gradient in {bad[0] if bad else 'none'}; the weights are those of step {state.step}; "
+        "lower optimizer.lr or raise lr_schedule.warmup_steps"
+    )
+
+
+# ---------------------------------------------------------------------------- rows and cadence
+
+
+def is_log_step(training: Training, step: int) -> bool:
+    """Whether a training row is due: the first step, every log_every, the last."""
+    return step == 1 or step % training.config.trainer.log_every == 0 or step == training.total_steps
+
+
+def is_eval_step(training: Training, step: int) -> bool:
+    """Whether an evaluation is due: every eval_every (a twentieth of the run by default), the last step."""
+    every = training.config.trainer.eval_every or max(1, training.total_steps // EVALUATIONS)
+    return step % every == 0 or step == training.total_steps
+
+
+def is_checkpoint_step(training: Training, step: int) -> bool:
+    """Whether a checkpoint is due: every checkpoint.every (each evaluation by default), the last step."""
+    every = training.config.checkpoint.every
+    if every is None:
+        return is_eval_step(training, step)
+    return step % every == 0 or step == training.total_steps
+
+
+def training_row(training: Training, state: LoopState, lr: float, norm: torch.Tensor) -> dict[str, object]:
+    """Means over the steps since the last row; reads the device once."""
+    ranks = training.ranks
+    loss = ranks.sum_(state.loss_sum.clone()) / (ranks.world_size * state.loss_count)
+    state.loss_sum.zero_()
+    state.loss_count = 0
+    return {
+        "train/loss": loss,
+        "train/lr": lr,
+        "train/grad_norm": norm,
+        "train/epoch": state.step / training.batches.steps_per_epoch,
+        f"train/{training.data.unit}": state.step * samples_per_step(training),
+        "sparsity/global": training.pruner.sparsity(),
+    }
+
+
+def samples_per_step(training: Training) -> int:
+    """Images or tokens that one optimizer step sees on all ranks together."""
+    return training.config.trainer.global_batch_size * training.data.units_per_sample
+
+
+def validation_row(training: Training, state: LoopState) -> dict[str, object]:
+    """Loss and metric on the validation set, sparsity by layer; remembers the best at full sparsity."""
+    scores = evaluate_split(training, "val")
+    if training.pruner.is_final(state.step):
+        remember_best(state, scores)
+    layers = {f"sparsity/{name}": value for name, value in training.pruner.layer_sparsity().items()}
+    return {"sparsity/global": training.pruner.sparsity(), **scores, **layers}
+
+
+def evaluate_split(training: Training, split: str) -> dict[str, float]:
+    """`val/loss` and its like, or `test/...`; validation is limited to eval_samples, test never."""
+    trainer = training.config.trainer
+    scores = evaluate(
+        training.model,
+        getattr(training.data, split),
+        training.data.metric,
+        batch_size=training.config.hardware.micro_batch_size,
+        limit=trainer.eval_samples if split == "val" else None,
+        ranks=training.ranks,
+        autocast=training.autocast,
+    )
+    return {f"{split}/{name}": value for name, value in scores.items()}
+
+
+def remember_best(state: LoopState, scores: dict[str, float]) -> None:
+    """Keep each score that beats the best so far: the highest accuracy, the lowest of the rest."""
+    for name, value in scores.items():
+        sign = 1 if name.endswith("accuracy") else -1
+        best = state.best.get(name)
+        if best is None or sign * value > sign * best["value"]:
+            state.best[name] = {"value": value, "step": state.step}
+
+
+def save(
+    training: Training, state: LoopState, records: Records, directory: Path, revision: str | None
+) -> None:
+    """Write a checkpoint on rank 0; every rank learns whether it was written.
+
+    Raises:
+        DiskError: it was not.
+        RunError: the ranks' masks differ, so the run is worth nothing.
+    """
+    hashes = training.ranks.gather(training.pruner.mask_hash())
+    if len(set(hashes)) > 1:
+        raise RunError(f"step {state.step}: the ranks' masks differ ({', '.join(hashes)}); this is a bug")
+    weights, values = capture(training, state, revision)
+    problem = ""
+    if training.ranks.is_main:
+        try:
+            records.sync()
+            saved = checkpoints.save(directory, state.step, weights, values)
+            best = state.best.get("val/loss")
+            keep = training.config.checkpoint.keep
+            checkpoints.remove_old(directory, keep=keep, best_step=int(best["step"]) if best else None)
+            records.checkpoint_saved(state.step, saved)
+        except DiskError as error:
+            problem = str(error)
+    if problem := training.ranks.share(problem):
+        raise DiskError(problem)

@@ -1,0 +1,117 @@
+"""What a run knows beside its weights, and how a checkpoint holds it: with it, resume is exact."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adamwprune.errors import CheckpointError
+from adamwprune.training import random_state
+from adamwprune.training.build import Training
+from adamwprune.training.checkpoint import Checkpoint, load_weights_, model_weights
+
+
+@dataclass
+class LoopState:
+    """Progress of the loop; everything here is saved and restored."""
+
+    loss_sum: Tensor  # of the steps since the last row, on the device
+    loss_count: int = 0
+    step: int = 0  # optimizer steps done
+    skipped: int = 0  # batches whose step fp16 overflow skipped
+    seconds: float = 0.0  # of wall time in all sessions
+    best: dict[str, dict[str, float]] = field(default_factory=dict)  # name -> value, step
+
+    @classmethod
+    def new(cls, training: Training) -> "LoopState":
+        """The state before the first step."""
+        return cls(loss_sum=torch.zeros((), device=training.ranks.device))
+
+
+def environment(training: Training, revision: str | None) -> dict[str, Any]:
+    """What else must be equal for a continued run to repeat itself to the bit."""
+    return {
+        "world_size": training.ranks.world_size,
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        "device": training.ranks.device.type,
+        "precision": training.autocast.precision.name,
+        "revision": revision,
+        "data": training.data.fingerprint,
+    }
+
+
+def capture(
+    training: Training, state: LoopState, revision: str | None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and state for checkpoint.save; every rank calls it, for the ranks' random states."""
+    return model_weights(training.model), {
+        "step": state.step,
+        "skipped": state.skipped,
+        "seconds": state.seconds,
+        "best": state.best,
+        "loss_sum": training.ranks.gather(state.loss_sum.cpu()),
+        "loss_count": state.loss_count,
+        "optimizer": training.optimizer.state_dict(),
+        "pruner": training.pruner.state_dict(),
+        "scaler": training.autocast.scaler.state_dict(),
+        "random": training.ranks.gather(random_state.capture()),
+        "environment": environment(training, revision),
+    }
+
+
+def restore(training: Training, checkpoint: Checkpoint, revision: str | None, *, exact: bool) -> LoopState:
+    """Put weights, optimizer, masks, scaler and random generators where the checkpoint left them.
+
+    `exact` refuses another environment; without it the run goes on all the same, no longer to the bit.
+
+    Raises:
+        CheckpointError: the checkpoint is of another model, optimizer, pruning or environment.
+    """
+    saved, rank = checkpoint.state, training.ranks.rank
+    if exact:
+        _compare_environment(saved["environment"], environment(training, revision))
+    load_weights_(training.model, checkpoint.weights)
+    _check_optimizer_shapes(training.optimizer, saved["optimizer"])
+    training.optimizer.load_state_dict(saved["optimizer"])
+    training.pruner.load_state_dict(saved["pruner"])
+    training.autocast.scaler.load_state_dict(saved["scaler"])
+    # Last: everything above may draw random numbers. Without as many ranks, each keeps its seed.
+    if rank < len(saved["random"]):
+        random_state.restore(saved["random"][rank])
+    sums = saved["loss_sum"]
+    return LoopState(
+        loss_sum=sums[min(rank, len(sums) - 1)].to(training.ranks.device),
+        loss_count=saved["loss_count"],
+        step=saved["step"],
+        skipped=saved["skipped"],
+        seconds=saved["seconds"],
+        best=saved["best"],
+    )
+
+
+def _compare_environment(before: dict[str, Any], now: dict[str, Any]) -> None:
+    changed = [f"{key}: {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
+    if changed:
+        raise CheckpointError(
+            f"cannot continue to the bit, {', '.join(changed)}; restore that, "
+            "or add 'resume_allow=[environment]' to go on all the same"
+        )
+
+
+def _check_optimizer_shapes(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Torch takes states of any shape; a wrong one would fail, or not, many steps later."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    groups = [len(group["params"]) for group in saved["param_groups"]]
+    if groups != [len(group["params"]) for group in optimizer.param_groups]:
+        raise CheckpointError(
+            f"the checkpoint's optimizer has groups of {groups} parameters; this one differs"
+        )
+    for index, values in saved["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != parameters[index].shape:
+                raise CheckpointError(
+                    f"the checkpoint's {name} of parameter {index} is {tuple(value.shape)}, "
+                    f"the parameter is {tuple(parameters[index].shape)}"
+                )

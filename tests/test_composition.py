@@ -1,0 +1,399 @@
+"""Composition: every option and experiment, the order of what wins, and each kind of mistake."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from adamwprune.command_line import prepare
+from adamwprune.composition import CONF_DIR, complete, compose, to_config
+from adamwprune.config import Config, Device, Precision, flatten, from_plain, to_plain
+from adamwprune.errors import ConfigError, RunError
+
+ROOT = CONF_DIR.parent
+EXPERIMENTS = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
+OPTIONS = sorted(
+    f"{path.parent.relative_to(CONF_DIR)}={path.stem}"
+    for path in CONF_DIR.glob("*/*.yaml")
+    if path.parent.name not in ("hydra", "hardware_model", "experiment", "sweep")
+)
+NESTED = sorted(f"pruning/{path.parent.name}={path.stem}" for path in CONF_DIR.glob("pruning/*/*.yaml"))
+
+
+def config(*overrides: str) -> Config:
+    return to_config(compose(complete(list(overrides))))
+
+
+# ------------------------------------------------------------------------------- what composes
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes(option):
+    """Each file of each group works beside defaults that fit it."""
+    fitting = []
+    if re.match(r"data=(shakespeare|sotu|finewebedu|synthetic_tokens)", option):
+        fitting = ["model=gpt2-nano"]
+    assert config(*fitting, option).trainer.global_batch_size > 0
+
+
+@pytest.mark.parametrize("option", NESTED)
+def test_every_schedule_and_scope_composes(option):
+    """Nested groups replace one part of the pruning and leave the rest."""
+    part = option.split("/")[1].split("=")[0]
+    pruning = config("pruning=magnitude", option).pruning
+    assert option.split("=")[1].rstrip("_") in getattr(pruning, part)["_target_"]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_and_opens_with_its_command(experiment):
+    """The first comment is the command that runs it; the name says model, data and hardware."""
+    lines = (CONF_DIR / "experiment" / f"{experiment}.yaml").read_text().splitlines()
+    assert lines[0] == "# @package _global_"
+    assert lines[1].startswith(f"# python train.py experiment={experiment}")
+    composed = compose(complete([f"experiment={experiment}"]))
+    to_config(composed)
+    choices = composed.hydra.runtime.choices
+    assert experiment.startswith(choices.model.removesuffix("-nano"))
+
+
+def test_each_shipped_model_has_an_experiment():
+    """Issue A: one for each."""
+    models = {path.stem for path in (CONF_DIR / "model").glob("*.yaml")}
+    chosen = {compose([f"experiment={name}"]).hydra.runtime.choices.model for name in EXPERIMENTS}
+    assert chosen == models
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], {"trainer.max_epochs": 30, "optimizer.lr": 2e-3, "pruning.criterion": None}),
+        (["optimizer=adamwprune"], {"pruning.target_sparsity": 0.9, "pruning.criterion.q": 0.25}),
+        (
+            ["optimizer=adamwprune", "pruning=none"],
+            {"pruning.criterion": None, "pruning.target_sparsity": None},
+        ),
+        (["optimizer=adamwprune", "pruning=magnitude"], {"pruning.target_sparsity": 0.9}),
+        (["model=gpt2"], {"data._target_": "adamwprune.data.hub_text.finewebedu", "optimizer.lr": 6e-4}),
+        (["model=gpt2", "data=shakespeare"], {"data._target_": "adamwprune.data.text.shakespeare"}),
+        (["model=gpt2-nano"], {"data.block_size": 64, "model.block_size": 64}),
+        (["model=gpt2", "optimizer.lr=3e-4"], {"optimizer.lr": 3e-4}),
+        (["experiment=gpt2-finewebedu-a10gx4", "optimizer.lr=3e-4"], {"optimizer.lr": 3e-4}),
+        (["experiment=gpt2-finewebedu-a10gx4", "optimizer=sgd"], {"optimizer.lr": 0.1}),
+        (["experiment=gpt2-finewebedu-a10gx4", "pruning=none"], {"pruning.target_sparsity": None}),
+        (
+            ["experiment=lenet5-mnist5k", "trainer.max_steps=5"],
+            {"trainer.max_steps": 5, "trainer.max_epochs": None},
+        ),
+        (["model=gpt2", "trainer.max_epochs=2"], {"trainer.max_epochs": 2, "trainer.max_tokens": None}),
+        (
+            ["model=gpt2", "hardware=a10gx4"],
+            {"hardware.micro_batch_size": 8, "trainer.grad_accum_steps": 16, "hardware.num_devices": 4},
+        ),
+        (
+            ["model=gpt2", "hardware=a10gx4", "hardware.device=cpu", "hardware.num_devices=2"],
+            {"hardware.micro_batch_size": 8, "trainer.grad_accum_steps": 32, "hardware.device": "cpu"},
+        ),
+        (["hardware.num_devices=2"], {"hardware.micro_batch_size": 32, "trainer.grad_accum_steps": 1}),
+    ],
+)
+def test_order_rules(overrides, expected):
+    """Command line > experiment > options > defaults; an option chooses for groups above it."""
+    flat = dict(flatten(to_plain(config(*overrides))))
+    assert {key: flat[key] for key in expected} == expected
+
+
+def test_adamwprune_is_adamw_plus_state_pruning_in_the_configuration():
+    """The alias touches nothing but the choice of pruning."""
+    alias, written = (
+        to_plain(config("optimizer=adamwprune")),
+        to_plain(config("optimizer=adamw", "pruning=state")),
+    )
+    assert alias.pop("run_name") != written.pop("run_name")
+    assert alias == written
+
+
+@pytest.mark.parametrize(
+    ("form", "nodes"),
+    [
+        ("tracker=none", []),
+        ("tracker=trackio", ["trackio"]),
+        ("tracker=wandb", ["wandb"]),
+        ("tracker=both", ["trackio", "wandb"]),
+        ("tracker=[wandb,trackio]", ["trackio", "wandb"]),
+        ("tracker=[trackio]", ["trackio"]),
+        ("tracker=[]", []),
+    ],
+)
+def test_each_tracker_form_composes_exactly_the_asked_nodes(form, nodes):
+    """No substring match, no silent none."""
+    assert sorted(config(form).tracker) == nodes
+
+
+def test_names():
+    """Project {model}-{checksum}, run {model}_{optimizer}_{timestamp}; both can be given."""
+    default = config("model=gpt2-nano", "optimizer=adamwprune")
+    assert re.fullmatch(r"gpt2-nano-[0-9a-f]{5}", default.project)
+    assert re.fullmatch(r"gpt2-nano_adamwprune_\d{8}_\d{6}", default.run_name)
+    given = config("project=p", "run_name=r")
+    assert (given.project, given.run_name) == ("p", "r")
+
+
+def test_config_round_trips_through_plain_values():
+    """What run.json keeps is the whole configuration."""
+    one = config("experiment=gpt2-finewebedu-a10gx4", "tracker=both")
+    assert from_plain(Config, to_plain(one)) == one
+    assert (one.hardware.device, one.hardware.precision) == (Device.cuda, Precision.bf16)
+
+
+# ------------------------------------------------------------------------------ what is refused
+
+REFUSED = [
+    ("optmizer.lr=1", "did you mean optimizer.lr?"),
+    ("optimizer.lrr=1", "did you mean optimizer.lr?"),
+    ("trainer.gradclip=1", "did you mean trainer.grad_clip?"),
+    ("lr=0.1", "did you mean optimizer.lr?"),
+    ("model=lenet6", "did you mean lenet5?"),
+    ("optimizer=adm", "did you mean adam?"),
+    ("tracker=wnadb", "did you mean wandb?"),
+    ("tracker=Wandb", "allowed: both, none, trackio, wandb"),
+    ("tracker=wandb,trackio", "quote a list"),
+    ("tracker=", "allowed: both, none, trackio, wandb"),
+    ("tracker=[none,wandb]", "each tracker once"),
+    ("tracker=[wandb,wandb]", "each tracker once"),
+    ("tracker=[wandb,nope]", "no such option"),
+    ("+foo=1", "foo=1: unknown key"),
+    ("++optimizer.foo=1", "adamw has no foo"),
+    ("+trainer.foo=1", "trainer.foo=1: unknown key"),
+    ("~optimizer.lr", "cannot be removed"),
+    ("~seed", "cannot be removed"),
+    ("optimizer.lr=-0.1", "optimizer.lr=-0.1: must be > 0"),
+    ("optimizer.lr=0", "must be > 0"),
+    ("optimizer.lr=nan", "must be > 0 and finite"),
+    ("optimizer.lr=inf", "must be > 0 and finite"),
+    ("optimizer.lr=abc", "must be a number"),
+    ("optimizer.lr=", "must be a number"),
+    ("optimizer.lr=null", "must be a number"),
+    ("optimizer.lr=true", "must be a number"),
+    ("optimizer.lr=0.1 optimizer.lr=0.2", "given twice"),
+    ("optimizer.lr=0.1,0.2", "add -m"),
+    ("optimizer.betas=[0.9,1.0]", "in [0, 1)"),
+    ("optimizer.betas=[0.9]", "2 values"),
+    ("optimizer.weight_decay=-1", ">= 0"),
+    ("optimizer.eps=0", "> 0"),
+    ("optimizer=sgd optimizer.momentum=5", "in [0, 1)"),
+    ("optimizer=sgd optimizer.betas=[0.9,0.9]", "unknown key"),
+    ("pruning=state pruning.target_sparsity=1.5", "in [0, 1)"),
+    ("pruning=state pruning.target_sparsity=-0.1", "in [0, 1)"),
+    ("pruning=state pruning.target_sparsity=1", "in [0, 1)"),
+    ("pruning=state pruning.target_sparsity=nan", "in [0, 1)"),
+    ("pruning=state pruning.target_sparsity=90", "did you mean 0.9?"),
+    ("pruning=state pruning.target_sparsity=null", "needed by"),
+    ("pruning=state pruning.target_sparsty=0.5", "did you mean pruning.target_sparsity?"),
+    ("pruning=state pruning.criterion.q=0.7", "from 0 to 0.5"),
+    ("pruning=none pruning.target_sparsity=0.5", "prunes nothing"),
+    ("pruning.target_sparsity=0.5", "prunes nothing"),
+    ("pruning/schedule=oneshot", "prunes nothing"),
+    ("pruning=state trainer.max_steps=100 pruning.start_step=80 pruning.end_step=60", "start <= end"),
+    ("pruning=state trainer.max_steps=100 pruning.end_step=200", "max_steps=100"),
+    ("pruning=state pruning.update_every=0", "from 1"),
+    ("trainer.global_batch_size=0", "not a multiple"),
+    ("trainer.global_batch_size=-64", "not a multiple"),
+    ("trainer.global_batch_size=2.5", "could not be converted"),
+    ("trainer.global_batch_size=65 hardware.num_devices=2", "nearest: 64 or 66"),
+    ("hardware.micro_batch_size=48", "nearest: 48 or 96"),
+    ("trainer.grad_accum_steps=0", "from 1"),
+    ("trainer.grad_accum_steps=3", "must equal"),
+    ("trainer.grad_clip=-1", "> 0"),
+    ("trainer.grad_clip=0", "> 0"),
+    ("trainer.max_steps=0", "from 1"),
+    ("trainer.max_steps=-5", "from 1"),
+    ("trainer.max_steps=1e3", "could not be converted"),
+    ("trainer.max_steps=99999999999999999999", "from 1"),
+    ("trainer.max_steps=10 trainer.max_epochs=1", "exactly one budget"),
+    ("trainer.max_epochs=null", "exactly one budget"),
+    ("lr_schedule.warmup_steps=-1", "from 0 to 2^53"),
+    ("lr_schedule.final_ratio=2", "from 0 to 1"),
+    ("seed=-1", "from 0 to 4294967295"),
+    ("seed=8589934592", "from 0 to 4294967295"),
+    ("seed=x", "could not be converted"),
+    ("hardware.num_workers=-1", "from 0"),
+    ("model=gpt2-nano model.dropout=1.5", "in [0, 1)"),
+    ("model=gpt2-nano model.n_embd=30", "multiple of model.n_head=4"),
+    ("checkpoint.every=0", "from 1"),
+    ("checkpoint.keep=1", ">= 2"),
+    ("hardware.precision=float17", "fp32, bf16, fp16, auto"),
+    ("hardware.precision=fp16", "use hardware.precision=fp32"),
+    ("hardware.compile=maybe", "bool"),
+    ("trainer.log_every=0", "from 1"),
+    ("trainer.max_steps=5 trainer.eval_every=10", "at most trainer.max_steps=5"),
+    ("hardware.timeout=0", "> 0"),
+    ("model=lenet5 data=shakespeare", "needs data with num_classes"),
+    ("model=gpt2 data=mnist5k", "choose data= one of finewebedu, shakespeare, sotu, synthetic_tokens"),
+    ("model=resnet18 data=sotu", "needs data with num_classes"),
+    ("optimizer._target_=os.system", "not in this package"),
+    ("model._target_=adamwprune.launch.os.system", "there is no module"),
+    ("+x._target_=torch.load", "x={'_target_': 'torch.load'}: unknown key"),
+    ("tracker.x._target_=os.system", "unknown key"),
+    ("+tracker.x._target_=os.system", "not in this package"),
+    ("project=a/b", "project='a/b'"),
+    ("project=..", "project='..'"),
+    ("project=", "project=''"),
+    ("project=default", "neither 'default'"),
+    (f"project={'x' * 300}", "1 to 64"),
+    ("experiment=nope", "no such option"),
+    ("nogroup=3", "unknown key"),
+    ("a=[1,", "not KEY=VALUE"),
+    ("seed", "not KEY=VALUE"),
+    ("seed=${oc.env:NOPE}", "NOPE"),
+    ("seed=???", "required"),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), REFUSED, ids=[line for line, _ in REFUSED])
+def test_each_mistake_is_exit_2_in_one_line_and_creates_nothing(line, words, tmp_path, monkeypatch):
+    """The line names key and value; no folder appears."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        prepare(line.split(" "))
+    assert caught.value.exit_code == 2
+    assert words in str(caught.value)
+    assert all("\n" not in problem for problem in caught.value.problems)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_problems_of_a_configuration_are_listed_at_once():
+    """Three mistakes, three lines."""
+    with pytest.raises(ConfigError) as caught:
+        config("optimizer.lr=-1", "trainer.grad_clip=0", "checkpoint.keep=1")
+    assert len(caught.value.problems) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("optimizer:\n  lrr: 1.0\n", "did you mean lr?"),
+        ("trainer:\n  grad_clp: 1.0\n", "did you mean trainer.grad_clip?"),
+        ("optmizer:\n  lr: 1.0\n", "did you mean optimizer?"),
+        (
+            "pruning:\n  criterion:\n    _target_: adamwprune.pruning.criteria.state.state\n    p: 0.5\n",
+            "state has no p",
+        ),
+        ("trainer: {max_steps: 5\n", "not YAML"),
+        ("allow_targets: [os.system]\n", "only the command line"),
+    ],
+)
+def test_a_typo_in_an_experiment_file_is_named(text, words, tmp_path):
+    """Nested ones too: an experiment is data, checked like a command line."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}")
+    with pytest.raises(ConfigError) as caught:
+        prepare(["--config-dir", str(tmp_path), "experiment=mine", "optimizer=adamw"])
+    assert words in str(caught.value)
+
+
+def test_an_experiment_of_the_user_composes(tmp_path):
+    """Control for the test above: without the typo it is accepted up to the machine check."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\noptimizer:\n  lr: 0.5\n")
+    composed = compose(["experiment=mine", f"hydra.searchpath=[file://{tmp_path}]"])
+    assert to_config(composed).optimizer["lr"] == 0.5
+
+
+# ------------------------------------------------------------------ every key has a reader and a word
+
+
+def _leaf_lines(file: Path) -> list[tuple[int, str]]:
+    """Line numbers and names of the `key: value` lines of a YAML file, without lists and sections."""
+    lines = file.read_text().splitlines()
+    return [
+        (i, line)
+        for i, line in enumerate(lines)
+        if re.match(r"\s*\w+: *[^\s{|]", line) and not line.strip().startswith("#")
+    ]
+
+
+@pytest.mark.parametrize(
+    "file", sorted(CONF_DIR.glob("**/*.yaml")), ids=lambda f: str(f.relative_to(CONF_DIR))
+)
+def test_each_yaml_file_opens_with_what_it_is(file):
+    """The first line is a comment (the package directive first, where there is one)."""
+    first, second = [*file.read_text().splitlines(), ""][:2]
+    assert first.startswith("# ")
+    assert not first.startswith("# @package") or second.startswith("# ")
+
+
+@pytest.mark.parametrize(
+    "group", ["config.yaml", "hardware/cpu.yaml", "optimizer/adamw.yaml", "pruning/state.yaml"]
+)
+def test_each_key_has_a_comment(group):
+    """Above each key, or above the first of a block of keys."""
+    file = CONF_DIR / group
+    lines = file.read_text().splitlines()
+    for number, line in _leaf_lines(file):
+        if line.strip().startswith(("_target_", "- ")) or line.lstrip().startswith("defaults"):
+            continue
+        above = [text.strip() for text in lines[max(0, number - 4) : number]]
+        assert any(text.startswith("#") for text in above), f"{group}:{number + 1} {line}"
+
+
+def test_schema_and_yaml_have_the_same_keys():
+    """A key without a reader is an error: config.yaml and the options fill exactly the dataclasses."""
+    plain = yaml.safe_load((CONF_DIR / "config.yaml").read_text())
+    assert set(plain["trainer"]) == set(to_plain(Config())["trainer"])
+    assert set(plain["checkpoint"]) == set(to_plain(Config())["checkpoint"])
+    for file in (CONF_DIR / "hardware").glob("*.yaml"):
+        assert set(yaml.safe_load(file.read_text())) == set(to_plain(Config())["hardware"]), file.name
+    for name in ("none", "magnitude", "state"):
+        node = yaml.safe_load((CONF_DIR / "pruning" / f"{name}.yaml").read_text())
+        keys = set(node) - {"defaults"} | ({"schedule", "scope"} if "defaults" in node else set())
+        assert keys == set(to_plain(Config())["pruning"]), name
+
+
+# ------------------------------------------------------------------------------------- real process
+
+
+def test_help_and_cfg_are_free_of_torch_and_complete():
+    """--help names every group; neither imports torch."""
+    code = (
+        "import sys, runpy; sys.argv = ['train.py', *{args}]\n"
+        "try:\n    runpy.run_path('train.py', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    for args in (["--help"], ["--cfg", "job"], ["--cfg", "job", "trainer.max_steps=7"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(args=args)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        if args == ["--help"]:
+            for group in (
+                "data",
+                "model",
+                "pruning",
+                "optimizer",
+                "lr_schedule",
+                "hardware",
+                "tracker",
+                "experiment",
+                "sweep",
+            ):
+                assert re.search(rf"^{group}: ", done.stdout, re.MULTILINE), group
+    assert "max_steps: 7" in done.stdout
+    assert "max_epochs: null" in done.stdout
+
+
+def test_missing_devices_are_exit_4_before_anything_exists(tmp_path, monkeypatch):
+    """The mission's command on a machine without four CUDA devices."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(RunError) as caught:
+        prepare(["model=gpt2", "hardware=a10gx4", "tracker=both"])
+    assert caught.value.exit_code == 4
+    assert "hardware=cpu" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []

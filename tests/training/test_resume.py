@@ -1,0 +1,193 @@
+"""Resume to the bit: rows, weights, optimizer, masks, random state."""
+
+import pytest
+import torch
+
+from adamwprune import run_directory
+from adamwprune.errors import CheckpointError, Preempted, SparsityError
+from adamwprune.training import loop_state
+from adamwprune.training import run as run_module
+from adamwprune.training.checkpoint import load_newest
+from adamwprune.training.run import train
+from tests.helpers.runs import BUSY, IMAGES, TOKENS, final_state, final_weights, rows, run, start
+
+PRUNINGS = {
+    "none": (),
+    "magnitude": ("pruning=magnitude", "pruning.update_every=2"),
+    "state": ("pruning=state", "pruning.update_every=2", "pruning/scope=global"),
+}
+# Batches accumulate and dropout draws, so that every random stream and counter matters.
+SMALL = (*TOKENS, *BUSY, "hardware.micro_batch_size=4", "trainer.max_steps=20")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def stop_and_continue(directory, stop_step, *overrides):
+    """Train to a step, leave as a preempted run does, continue from the checkpoint in a new state."""
+    config, directory = start(directory, *overrides, f"trainer.stop_step={stop_step}")
+    with pytest.raises(Preempted):
+        train(config, directory)
+    torch.manual_seed(12345)  # whatever a new process would have
+    config.trainer.stop_step = None
+    train(config, directory)
+    return directory
+
+
+def equal(first, second):
+    """Deep bitwise equality of checkpoint states."""
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(equal(first[key], second[key]) for key in first)
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(equal, first, second))
+    return first == second
+
+
+def assert_same_run(first, second):
+    assert rows(first) == rows(second)
+    weights, others = final_weights(first), final_weights(second)
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    one, two = final_state(first), final_state(second)
+    assert {key for key in one if key != "seconds" and not equal(one[key], two[key])} == set()
+
+
+@pytest.mark.parametrize("stop_step", [1, 5, 10, 12, 19])
+@pytest.mark.parametrize("pruning", PRUNINGS)
+def test_stopped_and_continued_equals_unbroken(tmp_path, pruning, stop_step):
+    """Before, in and after the ramp (5 to 15), between rows, with accumulation and dropout."""
+    overrides = (*SMALL, *PRUNINGS[pruning])
+    unbroken = run(tmp_path / "unbroken", *overrides)
+    assert_same_run(stop_and_continue(tmp_path / "stopped", stop_step, *overrides), unbroken)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize(
+    "parts", [IMAGES, (*IMAGES, "model=resnet18", "model.width=4")], ids=["lenet5", "resnet18"]
+)
+def test_other_models_and_optimizers(tmp_path, parts, optimizer):
+    """Buffers of BatchNorm and momentum included."""
+    overrides = (*parts, *BUSY, f"optimizer={optimizer}", *PRUNINGS["magnitude"], "trainer.max_steps=20")
+    unbroken = run(tmp_path / "unbroken", *overrides)
+    assert_same_run(stop_and_continue(tmp_path / "stopped", 11, *overrides), unbroken)
+
+
+def test_stopping_twice_equals_unbroken(tmp_path):
+    """20 = 4 + 9 + 7."""
+    overrides = (*SMALL, *PRUNINGS["state"])
+    config, directory = start(tmp_path / "stopped", *overrides)
+    for stop_step in (4, 13):
+        config.trainer.stop_step = stop_step
+        with pytest.raises(Preempted):
+            train(config, directory)
+    config.trainer.stop_step = None
+    train(config, directory)
+    assert_same_run(directory, run(tmp_path / "unbroken", *overrides))
+
+
+def test_a_crash_between_checkpoints_replays_without_new_rows(tmp_path, monkeypatch):
+    """Killed at step 17 with the last checkpoint at 14: steps 15 to 17 are repeated and compared."""
+    overrides = (*SMALL, *PRUNINGS["state"], "trainer.log_every=1")
+    config, directory = start(tmp_path / "crashed", *overrides)
+    real = run_module.run_steps.__globals__["accumulate_gradients"]
+    calls = []
+
+    def crashing(training, batches):
+        calls.append(1)
+        if len(calls) == 18:
+            raise RuntimeError("power cut")
+        return real(training, batches)
+
+    monkeypatch.setitem(run_module.run_steps.__globals__, "accumulate_gradients", crashing)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(config, directory)
+    assert load_newest(directory / "checkpoints").step == 14
+    assert rows(directory)[-1]["step"] == 17
+    monkeypatch.undo()
+    train(config, directory)
+    assert_same_run(directory, run(tmp_path / "unbroken", *overrides))
+
+
+# What a checkpoint holds, and the part of the state that a control leaves out: each must be missed.
+OMISSIONS = {
+    "weights": lambda cp: cp.weights.update(
+        {k: v + 1e-3 for k, v in cp.weights.items() if v.is_floating_point()}
+    ),
+    "exp_avg": lambda cp: [s["exp_avg"].zero_() for s in cp.state["optimizer"]["state"].values()],
+    "exp_avg_sq": lambda cp: [s["exp_avg_sq"].mul_(1.5) for s in cp.state["optimizer"]["state"].values()],
+    "optimizer step": lambda cp: [s["step"].zero_() for s in cp.state["optimizer"]["state"].values()],
+    "step": lambda cp: cp.state.update(step=cp.state["step"] - 1),
+    "data position": lambda cp: cp.state.update(skipped=1),
+    "loss sum": lambda cp: cp.state["loss_sum"][0].zero_(),
+    "loss count": lambda cp: cp.state.update(loss_count=cp.state["loss_count"] + 1),
+    "random state of torch": lambda cp: cp.state["random"][0].update(
+        torch=torch.Generator().manual_seed(0).get_state()
+    ),
+    "best": lambda cp: cp.state.update(best={"val/loss": {"value": 0.0, "step": 1}}),
+    "last mask update": lambda cp: cp.state["pruner"].update(last_update=10**6),
+}
+
+
+@pytest.mark.parametrize("field", OMISSIONS)
+def test_each_field_left_out_is_noticed(tmp_path, monkeypatch, field):
+    """Controls: without one field of the state the continued run is another one, or is refused."""
+    overrides = (*SMALL, *PRUNINGS["state"])
+    unbroken = run(tmp_path / "unbroken", *overrides)
+    real = loop_state.restore
+
+    def without(training, checkpoint, revision, *, exact):
+        OMISSIONS[field](checkpoint)
+        return real(training, checkpoint, revision, exact=exact)
+
+    monkeypatch.setattr(run_module, "restore", without)
+    with pytest.raises((AssertionError, CheckpointError, SparsityError)):
+        assert_same_run(stop_and_continue(tmp_path / "stopped", 10, *overrides), unbroken)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"threads": 99}, "threads: 99 -> 1"),
+        ({"torch": "1.0"}, "torch: 1.0 ->"),
+        ({"world_size": 2}, "world_size: 2 -> 1"),
+        ({"data": "0" * 64}, "data: 000"),
+        ({"revision": "abc"}, "revision: abc ->"),
+    ],
+)
+def test_another_environment_is_refused(tmp_path, monkeypatch, change, words):
+    """Exit 5 with what differs; with resume_allow it goes on and says that it is not exact."""
+    config, directory = start(tmp_path / "run", *SMALL, "trainer.stop_step=10")
+    with pytest.raises(Preempted):
+        train(config, directory)
+    real = loop_state.restore
+
+    def elsewhere(training, checkpoint, revision, *, exact):
+        checkpoint.state["environment"].update(change)
+        return real(training, checkpoint, revision, exact=exact)
+
+    monkeypatch.setattr(run_module, "restore", elsewhere)
+    config.trainer.stop_step = None
+    with pytest.raises(CheckpointError, match=words):
+        train(config, directory)
+    config.resume_allow = ["environment"]
+    train(config, directory)
+    assert run_directory.read_json(directory / run_directory.SUMMARY)["exact"] is False
+
+
+def test_only_one_process_may_continue_a_run(tmp_path):
+    """The second is refused while the first holds the lock; afterwards it is free."""
+    directory = run_directory.claim(tmp_path / "run")
+    with (
+        run_directory.locked(directory),
+        pytest.raises(CheckpointError, match="in use by process"),
+        run_directory.locked(directory),
+    ):
+        pass
+    with run_directory.locked(directory):
+        pass

@@ -1,0 +1,39 @@
+"""Train, prune and evaluate one configuration, or a sweep of them.
+
+python train.py                                              LeNet-5 on real MNIST digits
+python train.py model=gpt2 hardware=a10gx4 tracker=both      GPT-2 124M on FineWeb-Edu
+python train.py -m pruning=magnitude,state seed=1,2,3        a sweep
+python train.py resume=outputs/DATE/RUN                      continue a run
+python train.py --help                                       every group, option and key
+"""
+
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from adamwprune.command_line import exit_codes, prepare
+from adamwprune.composition import to_config
+from adamwprune.config import register_configs
+from adamwprune.resolvers import register_resolvers
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(composed: DictConfig) -> None:
+    """Run one job: plain dataclasses from here on, torch from here on."""
+    from adamwprune.launch import launch
+
+    hydra_config = HydraConfig.get()
+    job_logging = OmegaConf.to_container(hydra_config.job_logging, resolve=True)
+    with exit_codes():
+        launch(to_config(composed), Path(hydra_config.runtime.output_dir), job_logging)
+
+
+if __name__ == "__main__":
+    register_configs()
+    register_resolvers()
+    with exit_codes():
+        sys.argv[1:] = prepare(sys.argv[1:])
+    main()
