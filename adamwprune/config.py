@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 
+from adamwprune.pruning.schedules import default_update_every, window
 from adamwprune.ranges import (
     Fraction,
     NonNegative,
@@ -57,7 +58,6 @@ class RecipeConfig:
     weight_decay: NonNegative = 5e-4
     warmup_steps: NonNegativeInt = 0
     target_sparsity: Fraction = 0.9
-    update_every: PositiveInt = 100
     block_size: PositiveInt = 1024
     micro_batch_size: PositiveInt = 128
 
@@ -199,17 +199,21 @@ def from_plain(cls: type, plain: Mapping[str, Any]) -> Any:
     return cls(**values)
 
 
-def pruning_window(pruning: PruningConfig, total_steps: int) -> tuple[int, int]:
-    """First and last step of the pruning ramp; a step that is given wins over its fraction."""
-    start = (
-        pruning.start_step
-        if pruning.start_step is not None
-        else round((pruning.start_fraction or 0) * total_steps)
+def update_steps(pruning: PruningConfig, total_steps: int) -> dict[str, int]:
+    """start_step, end_step and update_every of a run's mask updates.
+
+    Raises:
+        ConfigError: the window does not lie within the run.
+    """
+    start, end = window(
+        total_steps,
+        start_fraction=pruning.start_fraction or 0.0,
+        end_fraction=pruning.end_fraction or 0.0,
+        start_step=pruning.start_step,
+        end_step=pruning.end_step,
     )
-    end = (
-        pruning.end_step if pruning.end_step is not None else round((pruning.end_fraction or 0) * total_steps)
-    )
-    return start, end
+    every = pruning.update_every or default_update_every(start, end)
+    return {"start_step": start, "end_step": end, "update_every": every}
 
 
 def changed_keys(

@@ -10,6 +10,8 @@ from adamwprune.callbacks.tracker import missing_packages
 from adamwprune.config import Config, Device
 from adamwprune.errors import ConfigError, HardwareError, TrackerError
 from adamwprune.targets import build
+from adamwprune.training.budget import total_steps
+from adamwprune.validation import plan_problems
 
 
 def is_rank() -> bool:
@@ -62,15 +64,22 @@ def check_trackers(config: Config) -> None:
 
 
 def check_data(config: Config) -> None:
-    """The data set is there and is what the configuration says; prepares it where that is needed."""
-    build(config.data, "data", config.allow_targets)()
+    """The data set is there, is what the configuration says, and fits its budget and pruning plan.
+
+    A data set that has to be prepared first is prepared here.
+    """
+    data = build(config.data, "data", config.allow_targets)()
+    steps_per_epoch = len(data.train) // config.trainer.global_batch_size
+    steps = total_steps(config.trainer, steps_per_epoch, data)
+    if problems := list(plan_problems(config, steps)):
+        raise ConfigError(*problems)
 
 
 def check_criterion_state(config: Config) -> None:
     """The optimizer keeps the moments that the criterion scores by; found out by one real step."""
     if config.pruning.criterion is None:
         return
-    from adamwprune.pruning.pruner import missing_state
+    from adamwprune.pruning.state_view import missing_state
 
     criterion = build(config.pruning.criterion, "pruning.criterion", config.allow_targets)
     optimizer = build(config.optimizer, "optimizer", config.allow_targets)

@@ -11,8 +11,9 @@ from enum import Enum
 from typing import Any, get_args, get_origin, get_type_hints
 
 from adamwprune import ranges, targets
-from adamwprune.config import NODES, Config, Device, Precision, pruning_window
+from adamwprune.config import NODES, Config, Device, Precision, update_steps
 from adamwprune.errors import ConfigError
+from adamwprune.pruning.schedules import Plan
 from adamwprune.ranges import shown
 
 
@@ -91,24 +92,31 @@ def _pruning_problems(config: Config) -> Iterator[str]:
                 f"or leave {'it' if len(given) == 1 else 'them'} out"
             )
         return
-    for name in ("schedule", "scope", "target_sparsity", "initial_sparsity", "update_every"):
-        if getattr(pruning, name) is None:
-            yield f"pruning.{name}=null: needed by pruning.criterion={pruning.criterion.get('_target_')}"
+    needed = ("schedule", "scope", "target_sparsity", "initial_sparsity")
+    missing = [name for name in needed if getattr(pruning, name) is None]
+    for name in missing:
+        yield f"pruning.{name}=null: needed by pruning.criterion={pruning.criterion.get('_target_')}"
     for edge in ("start", "end"):
         if getattr(pruning, f"{edge}_step") is None and getattr(pruning, f"{edge}_fraction") is None:
             yield f"pruning.{edge}_step=null and pruning.{edge}_fraction=null: give one of them"
-    if pruning.target_sparsity is not None and (pruning.initial_sparsity or 0) > pruning.target_sparsity:
-        yield (
-            f"pruning.initial_sparsity={pruning.initial_sparsity}: must not exceed "
-            f"pruning.target_sparsity={pruning.target_sparsity}"
+    if config.trainer.max_steps is not None and not missing:
+        yield from plan_problems(config, config.trainer.max_steps)
+
+
+def plan_problems(config: Config, total_steps: int) -> Iterator[str]:
+    """What is wrong with the pruning plan of a run of `total_steps` optimizer steps."""
+    pruning = config.pruning
+    if pruning.criterion is None:
+        return
+    try:
+        Plan(
+            targets.build(pruning.schedule or {}, "pruning.schedule", config.allow_targets),
+            target_sparsity=pruning.target_sparsity or 0.0,
+            initial_sparsity=pruning.initial_sparsity or 0.0,
+            **update_steps(pruning, total_steps),
         )
-    if config.trainer.max_steps is not None:
-        start, end = pruning_window(pruning, config.trainer.max_steps)
-        if not start <= end <= config.trainer.max_steps:
-            yield (
-                f"pruning window from step {start} to {end} of trainer.max_steps={config.trainer.max_steps}: "
-                "must satisfy start <= end <= max_steps"
-            )
+    except ConfigError as error:
+        yield from error.problems
 
 
 def _budget_problems(config: Config) -> Iterator[str]:

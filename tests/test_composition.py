@@ -196,8 +196,11 @@ REFUSED = [
     ("pruning=none pruning.target_sparsity=0.5", "prunes nothing"),
     ("pruning.target_sparsity=0.5", "prunes nothing"),
     ("pruning/schedule=oneshot", "prunes nothing"),
-    ("pruning=state trainer.max_steps=100 pruning.start_step=80 pruning.end_step=60", "start <= end"),
-    ("pruning=state trainer.max_steps=100 pruning.end_step=200", "max_steps=100"),
+    (
+        "pruning=state trainer.max_steps=100 pruning.start_step=80 pruning.end_step=60",
+        "0 <= start_step <= end_step",
+    ),
+    ("pruning=state trainer.max_steps=100 pruning.end_step=200", "100, the steps of the run"),
     ("pruning=state pruning.update_every=0", "from 1"),
     ("trainer.global_batch_size=0", "not a multiple"),
     ("trainer.global_batch_size=-64", "not a multiple"),

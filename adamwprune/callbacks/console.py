@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from pathlib import Path
 from typing import Any
 
 from rich import console
@@ -19,8 +20,10 @@ from adamwprune.callbacks.base import Callback, Row, RunInfo
 
 log = logging.getLogger(__name__)
 
-# Metrics beside the bar and in the log lines, in this order.
+# Metrics beside the bar (80 columns hold two) and in the log line of an evaluation.
+BESIDE_THE_BAR = ("train/loss", "sparsity/global")
 SHOWN = ("train/loss", "val/loss", "val/accuracy", "val/perplexity", "sparsity/global")
+SHORT = {"val/accuracy": "accuracy", "val/perplexity": "perplexity", "sparsity/global": "sparsity"}
 
 
 class Terminal(console.Console):
@@ -52,11 +55,11 @@ class Console(Callback):
     def __init__(self) -> None:
         self._terminal = Terminal(stderr=True)
         self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[numbers]}"),
             console=self._terminal,
             disable=not self._terminal.is_terminal,
@@ -79,9 +82,9 @@ class Console(Callback):
     def on_log(self, step: int, time: float, row: Row) -> None:
         """Show the newest numbers; without a terminal, one line for each evaluation."""
         self._numbers |= {name: row[name] for name in SHOWN if name in row}
-        self._progress.update(self._task, numbers=_numbers(self._numbers))
+        self._progress.update(self._task, numbers=_numbers(self._numbers, BESIDE_THE_BAR))
         if "val/loss" in row:
-            log.info("step %d: %s", step, _numbers(self._numbers))
+            log.info("step %d: %s", step, _numbers(self._numbers, SHOWN))
 
     def on_train_end(self, summary: dict[str, Any]) -> None:
         """Leave the bar; the table follows when the trackers have closed."""
@@ -92,8 +95,9 @@ class Console(Callback):
         self._progress.stop()
 
 
-def _numbers(row: Row) -> str:
-    return "  ".join(f"{name} {format_number(name, value)}" for name, value in row.items())
+def _numbers(row: Row, names: tuple[str, ...]) -> str:
+    shown = ((SHORT.get(name, name), format_number(name, row[name])) for name in names if name in row)
+    return "  ".join(f"{name} {number}" for name, number in shown)
 
 
 def format_number(name: str, value: Any) -> str:
@@ -141,5 +145,7 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     )
     rows.append(("time", f"{summary['seconds']:.1f} s for {summary['steps']:,} steps"))
     rows += [(name, tracker_line(status)) for name, status in summary["trackers"].items()]
-    rows += [(name, text) for name, text in summary["paths"].items()]
+    run = Path(summary["paths"]["run"])
+    rows.append(("run", str(run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run)))
+    rows.append(("files", ", ".join(text for name, text in summary["paths"].items() if name != "run")))
     return rows

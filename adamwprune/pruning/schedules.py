@@ -66,6 +66,11 @@ def window(
     return start, end
 
 
+def default_update_every(start_step: int, end_step: int) -> int:
+    """Steps between updates: 100, or fewer so that the ramp has 50 updates."""
+    return max(1, min(100, (end_step - start_step) // 50))
+
+
 @dataclass(frozen=True)
 class Plan:
     """Sparsity at every step of a run: a schedule between two sparsities within a window.

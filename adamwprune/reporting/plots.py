@@ -26,7 +26,8 @@ def plot_run(metrics_file: Path, png_file: Path, title: str) -> None:
         for name in names:
             steps, values = series(rows, name)
             scale = 100 if name in (SPARSITY, "val/accuracy") else 1
-            axis.plot(steps, [scale * value for value in values], label=name, linewidth=1.2)
+            style = "steps-post" if name == SPARSITY else "default"
+            axis.plot(steps, [scale * value for value in values], label=name, linewidth=1.2, drawstyle=style)
         axis.set_ylabel({LOSSES: "loss (nats)", (SPARSITY,): "sparsity (%)"}.get(names, _label(names[0])))
         axis.grid(alpha=0.3)
     axes[0].legend(frameon=False)

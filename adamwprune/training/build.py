@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from adamwprune.config import Config, Device, TrainerConfig, pruning_window
+from adamwprune.config import Config, Device, update_steps
 from adamwprune.data.base import Data
 from adamwprune.distributed import Ranks
-from adamwprune.errors import ConfigError, DataError
 from adamwprune.optim.param_groups import group_table, param_groups
-from adamwprune.pruning.pruner import Dense, Pruner
+from adamwprune.pruning import Dense, Pruner
 from adamwprune.targets import build
 from adamwprune.training.batches import TrainingBatches
+from adamwprune.training.budget import total_steps
 from adamwprune.training.precision import Autocast, choose
 
 
@@ -95,37 +95,6 @@ def build_training(config: Config, ranks: Ranks) -> Training:
     )
 
 
-def total_steps(trainer: TrainerConfig, steps_per_epoch: int, data: Data) -> int:
-    """Optimizer steps of the whole run, from whichever budget is given.
-
-    Raises:
-        DataError: the training set is smaller than one global batch.
-        ConfigError: the budget is smaller than one step.
-    """
-    if steps_per_epoch < 1:
-        raise DataError(
-            f"trainer.global_batch_size={trainer.global_batch_size}: larger than the {len(data.train)} "
-            f"training samples of {data.name}; choose at most that"
-        )
-    if trainer.max_steps is not None:
-        return trainer.max_steps
-    if trainer.max_epochs is not None:
-        steps, budget = int(trainer.max_epochs * steps_per_epoch), f"trainer.max_epochs={trainer.max_epochs}"
-    else:
-        if data.unit != "tokens":
-            raise ConfigError(
-                f"trainer.max_tokens={trainer.max_tokens}: {data.name} has no tokens; use trainer.max_epochs"
-            )
-        tokens_per_step = trainer.global_batch_size * data.units_per_sample
-        steps, budget = (
-            (trainer.max_tokens or 0) // tokens_per_step,
-            f"trainer.max_tokens={trainer.max_tokens}",
-        )
-    if steps < 1:
-        raise ConfigError(f"{budget}: less than one step; an epoch has {steps_per_epoch} steps")
-    return steps
-
-
 def build_pruner(
     config: Config, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int
 ) -> Pruner | Dense:
@@ -133,7 +102,6 @@ def build_pruner(
     pruning = config.pruning
     if pruning.criterion is None or pruning.schedule is None or pruning.scope is None:
         return Dense(model, include=pruning.include, exclude=pruning.exclude)
-    start_step, end_step = pruning_window(pruning, steps)
     return Pruner(
         model,
         optimizer,
@@ -142,9 +110,7 @@ def build_pruner(
         scope=build(pruning.scope, "pruning.scope", config.allow_targets),
         target_sparsity=pruning.target_sparsity,
         initial_sparsity=pruning.initial_sparsity,
-        start_step=start_step,
-        end_step=end_step,
-        update_every=pruning.update_every,
+        **update_steps(pruning, steps),
         include=pruning.include,
         exclude=pruning.exclude,
     )
