@@ -11,7 +11,7 @@ ARGS ?=
 
 RUN := $(VENV)/bin/python
 
-.PHONY: train test test-slow lint install help clean
+.PHONY: train test test-slow golden lint install help clean
 .DEFAULT_GOAL := train
 
 train: install  ## Train the default run: LeNet-5 on real MNIST digits, pruned to 90 %
@@ -22,6 +22,9 @@ test: install  ## Run the tests (under 4 minutes on 2 cores)
 
 test-slow: install  ## Run the slow tests too
 	$(RUN) -m pytest -m "not gpu and not multigpu" $(ARGS)
+
+golden: install  ## Rewrite the golden curve of the tests
+	$(RUN) -m tests.golden.curve
 
 lint: install  ## Check style
 	$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
