@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+
 from tests.golden.curve import COLUMNS, curve, read
 
 
@@ -20,11 +21,11 @@ def test_the_golden_curve_is_repeated():
         )
 
 
-def test_another_learning_rate_would_be_noticed(monkeypatch):
-    """Control: half the learning rate leaves the tolerance within the first rows."""
+def test_another_weight_decay_would_be_noticed(monkeypatch):
+    """Control: another weight decay leaves the tolerance within the first rows."""
     from tests.golden import curve as golden
 
-    slower = (*golden.IMAGES, "optimizer.lr=1e-3")
+    slower = (*golden.IMAGES, "recipe.weight_decay=0.1")
     monkeypatch.setattr(golden, "IMAGES", slower)
     losses = [row["train/loss"] for row in curve()][:8]
     kept = [row["train/loss"] for row in read()][:8]
