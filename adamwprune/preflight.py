@@ -1,6 +1,7 @@
 """What must be true of this machine before a run is worth starting; nothing is created before.
 
-Cheapest first: devices (exit 4), trackers (6), data (3), then whether the optimizer keeps the
+Cheapest first: devices (exit 4), trackers (6), data (3), then what only the objects know: whether
+the model takes its shape, has the weights that patterns name, and whether the optimizer keeps the
 state that the criterion scores by (2).
 """
 
@@ -28,6 +29,7 @@ def check_machine(config: Config) -> None:
     check_devices(config)
     check_trackers(config)
     check_data(config)
+    check_model(config)
     check_criterion_state(config)
 
 
@@ -73,6 +75,22 @@ def check_data(config: Config) -> None:
     steps = total_steps(config.trainer, steps_per_epoch, data)
     if problems := list(plan_problems(config, steps)):
         raise ConfigError(*problems)
+
+
+def check_model(config: Config) -> None:
+    """One of our models takes its keys and has the weights that pruning.include and exclude name.
+
+    It is built without memory. A user's own model is left to the run: it may not be built twice.
+    """
+    if config.model["_target_"] in config.allow_targets:
+        return
+    import torch
+
+    from adamwprune.pruning.prunable import find_prunable
+
+    with torch.device("meta"):
+        model = build(config.model, "model")()
+    find_prunable(model, include=config.pruning.include, exclude=config.pruning.exclude)
 
 
 def check_criterion_state(config: Config) -> None:

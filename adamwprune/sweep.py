@@ -51,8 +51,8 @@ def run_sweep(overrides: list[str]) -> int:
     """
     swept, fixed = _split(overrides)
     jobs, sweep_dir = expand(swept, fixed)
-    for job in jobs:
-        check_machine(job.config)
+    for config in {_machine_key(job.config): job.config for job in jobs}.values():
+        check_machine(config)
     directory = run_directory.claim(sweep_dir)
     group = _group_name(directory, jobs[0].config)
     terminal = Terminal(stderr=True)
@@ -142,6 +142,12 @@ def _compose_job(swept: list[str], fixed: list[str], *, drop_for_dense: bool) ->
 def _is_pruning_key(override: str) -> bool:
     """`pruning.target_sparsity=0.5` or `pruning/scope=global`: meaningless in a dense arm."""
     return override.startswith(("pruning.", "pruning/"))
+
+
+def _machine_key(config: Config) -> str:
+    """Equal for jobs that differ in their seed only: one look at the machine and the data serves them all."""
+    plain = {key: value for key, value in to_plain(config).items() if key not in ("seed", "run_name")}
+    return json.dumps({**plain, "data": {**config.data, "seed": None}}, sort_keys=True)
 
 
 def _group_name(directory: Path, config: Config) -> str:

@@ -6,6 +6,9 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
+# Before torch is imported: as many test processes as cores, with one thread each, do not spin.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 _SECRETS = (
     "HF_TOKEN",
     "WANDB_API_KEY",

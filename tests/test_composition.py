@@ -267,6 +267,29 @@ def test_each_mistake_is_exit_2_in_one_line_and_creates_nothing(line, words, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("pruning=state pruning.exclude=[fc9.weight]", "fc9.weight"),
+        ("pruning=state pruning.include=[nothing*]", "nothing*"),
+        ("model=resnet18 model.stem=imagenet", "image_size"),
+        ("trainer.global_batch_size=5000", "larger than the 3600"),
+        ("trainer.max_epochs=0.001", "less than one step"),
+        ("pruning=state trainer.max_epochs=0.05", "no update inside"),
+        ("optimizer=sgd pruning=state", "does not keep"),
+        ("trainer.max_tokens=1000", "has no tokens"),
+    ],
+)
+def test_what_only_the_objects_know_is_refused_before_a_folder_exists(line, words, tmp_path, monkeypatch):
+    """Data sizes, parameter names, optimizer state: exit 2 or 3, nothing created."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError) as caught:
+        prepare(line.split(" "))
+    assert caught.value.exit_code in (2, 3)
+    assert words in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_all_problems_of_a_configuration_are_listed_at_once():
     """Three mistakes, three lines."""
     with pytest.raises(ConfigError) as caught:
