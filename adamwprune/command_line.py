@@ -15,10 +15,10 @@ from pathlib import Path
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
-from adamwprune import run_directory
-from adamwprune.composition import complete, compose, parse, to_config
+from adamwprune import __version__, run_directory
+from adamwprune.composition import complete, compose, given_keys, parse, quoted, to_config
 from adamwprune.config import Config, changed_keys, to_plain
-from adamwprune.errors import CheckpointError, ConfigError, RunError
+from adamwprune.errors import CheckpointError, ConfigError, HardwareError, RunError
 from adamwprune.preflight import check_machine, is_rank
 
 # Flags of Hydra that print something and run nothing.
@@ -44,28 +44,28 @@ def exit_codes() -> Iterator[None]:
 def prepare(arguments: list[str]) -> list[str]:
     """Check a command line completely and claim the run's folder; the command line for Hydra.
 
-    A sweep is run from here, and a finished run that is resumed is left alone: both end the process.
+    Three kinds end the process here: a sweep, a finished run that is resumed, and a rank of
+    torchrun other than 0, which needs no folder of its own.
 
     Raises:
         RunError: whatever is wrong, before anything is created.
-        SystemExit: after a sweep, or where nothing is left to do.
+        SystemExit: where nothing is left for Hydra to do.
     """
+    if "--version" in arguments:
+        print(f"adamwprune {__version__}")
+        sys.exit(0)
     flags = get_args_parser().parse_args(arguments)
     if any(getattr(flags, name) for name in INFORMATION):
         return _for_information(arguments, flags)
-    overrides = _with_search_path(flags)
-    resumed = _resumed_directory(overrides)
-    if resumed is not None:
-        overrides = run_directory.resume_overrides(resumed, overrides)
+    today = _with_search_path(flags)
+    keys = given_keys(today)
+    if flags.multirun or keys.get("sweep") is not None:
+        _run_sweep(today)
+    resumed = None if keys.get("resume") is None else Path(str(keys["resume"])).expanduser().resolve()
+    overrides = today if resumed is None else run_directory.resume_overrides(resumed, today)
     overrides = complete(overrides)
-    if flags.multirun or _asks_for_sweep(overrides):
-        from adamwprune.sweep import run_sweep
-
-        sys.exit(run_sweep(overrides))
-
     composed = compose(overrides)
-    config = to_config(composed)
-    _check_allowed_targets(config, overrides)
+    config = to_config(composed, today)
     if resumed is not None:
         _check_unchanged(resumed, config)
         if run_directory.is_finished(resumed):
@@ -73,7 +73,7 @@ def prepare(arguments: list[str]) -> list[str]:
             sys.exit(0)
     check_machine(config)
     if is_rank() and os.environ.get("RANK", "0") != "0":
-        return overrides  # rank 0 claims the folder and tells where it is
+        _join(config)
     if resumed is not None:
         return _continue(resumed, overrides)
     return _claim(composed, config, overrides)
@@ -82,8 +82,8 @@ def prepare(arguments: list[str]) -> list[str]:
 def _for_information(arguments: list[str], flags: argparse.Namespace) -> list[str]:
     """`--cfg` and its like: refuse here what cannot be composed, in one line; then Hydra prints."""
     added = complete(flags.overrides)[len(flags.overrides) :]
-    if flags.cfg and not flags.multirun:
-        compose(flags.overrides + added)
+    if (flags.cfg or flags.help) and not flags.multirun:
+        compose(_with_search_path(flags) + added)
     return arguments + added
 
 
@@ -94,65 +94,77 @@ def _with_search_path(flags: argparse.Namespace) -> list[str]:
         )
     if flags.config_dir is None:
         return list(flags.overrides)
-    return [*flags.overrides, f"hydra.searchpath=[file://{Path(flags.config_dir).resolve()}]"]
+    if not Path(flags.config_dir).is_dir():
+        raise ConfigError(f"--config-dir {flags.config_dir}: there is no such folder")
+    folder = quoted(f"file://{Path(flags.config_dir).resolve()}")
+    return [*flags.overrides, f"hydra.searchpath=[{folder}]"]
 
 
-def _resumed_directory(overrides: list[str]) -> Path | None:
-    given = next(
-        (o for o in overrides if o.startswith("resume=") and o not in ("resume=null", "resume=")), None
-    )
-    return None if given is None else Path(given.removeprefix("resume=").strip("'\"")).resolve()
+def _run_sweep(overrides: list[str]) -> None:
+    """Run all jobs and leave with the sweep's exit code."""
+    from adamwprune.sweep import run_sweep
 
-
-def _asks_for_sweep(overrides: list[str]) -> bool:
-    """Whether a `sweep=` option turns this into a sweep without -m."""
-    return any(o.startswith("sweep=") and o not in ("sweep=null", "sweep=") for o in overrides)
-
-
-def _check_allowed_targets(config: Config, overrides: list[str]) -> None:
-    """A file cannot allow its own targets: only the command line can."""
-    if config.allow_targets and not any(o.get_key_element() == "allow_targets" for o in parse(overrides)):
-        raise ConfigError(
-            "allow_targets: set by a file; only the command line may trust code outside this package"
+    if is_rank():
+        raise HardwareError(
+            "-m: a sweep starts its own processes; type python train.py -m ..., without torchrun"
         )
+    if "resume" in given_keys(overrides):
+        raise ConfigError(
+            "resume: a sweep cannot continue one run; leave out -m, or resume its jobs one by one"
+        )
+    sys.exit(run_sweep(complete(overrides)))
+
+
+def _join(config: Config) -> None:
+    """Body of a rank of torchrun other than 0: rank 0 claims the folder and tells where it is."""
+    from adamwprune.launch import launch
+
+    launch(config, Path(), {})
+    sys.exit(0)
 
 
 def _check_unchanged(directory: Path, config: Config) -> None:
-    """A continued run has the configuration that it started with, but for harmless keys."""
+    """A continued run has the configuration that it has so far, but for harmless keys."""
     before = run_directory.read_json(directory / run_directory.RECORD)["config"]
-    if changed := changed_keys(before, to_plain(config), config.resume_allow):
-        names = ",".join(line.partition(":")[0] for line in changed)
-        raise CheckpointError(
-            f"resume={directory}: would change {'; '.join(changed)}; leave that out, "
-            f"or add 'resume_allow=[{names}]' to go on all the same"
-        )
+    changed = changed_keys(before, to_plain(config), config.resume_allow)
+    if not changed:
+        return
+    names = [line.partition(":")[0] for line in changed]
+    advice = f", or add 'resume_allow=[{','.join(names)}]' to go on all the same"
+    if any(name.startswith("pruning.") for name in names):
+        advice = "; masks belong to the pruning that made them"
+    raise CheckpointError(f"resume={directory}: would change {'; '.join(changed)}; leave that out{advice}")
 
 
 def _claim(composed: DictConfig, config: Config, overrides: list[str]) -> list[str]:
     """Create the run's folder exclusively and write run.json; two runs of one second get two folders."""
     wanted = Path(composed.hydra.run.dir).resolve()
+    quoted(wanted)  # refused now or never
     directory = run_directory.claim(wanted)
-    suffix = directory.name.removeprefix(wanted.name)  # "" or -2, -3, ...
-    named = any(o.startswith("run_name=") for o in overrides)
-    name = config.run_name if named else f"{config.run_name}{suffix}"
-    own = [o for o in overrides if not o.startswith("hydra.run.dir=")]
-    plain = {**to_plain(config), "run_name": name}
+    keys = given_keys(overrides)
+    # "" or -2, -3, ...: folder and name carry the same suffix.
+    suffix = "" if "run_name" in keys else directory.name.removeprefix(wanted.name)
+    name = f"{config.run_name}{suffix}"
     record = run_directory.new_record(
-        plain, own, {"name": name, "project": config.project, "group": config.group}
+        {**to_plain(config), "run_name": name},
+        overrides,
+        {"name": name, "project": config.project, "group": config.group},
     )
     run_directory.write_json(directory / run_directory.RECORD, record)
-    names = [] if named else [f"run_name={name}"]
-    return [*own, *names, f"hydra.run.dir='{directory}'"]
+    own = [
+        o.input_line or ""
+        for o in parse(overrides)
+        if o.get_key_element() not in ("hydra.run.dir", "run_name")
+    ]
+    return [*own, f"run_name={name}", f"hydra.run.dir={quoted(directory)}"]
 
 
 def _continue(directory: Path, overrides: list[str]) -> list[str]:
     """Add this session to run.json; Hydra writes into the same folder and keeps its first .hydra."""
     record = run_directory.read_json(directory / run_directory.RECORD)
     if "sessions" not in record:
-        raise CheckpointError(
-            f"resume={directory}: {run_directory.RECORD} has no sessions; it is not a run of this program"
-        )
-    record["sessions"].append(run_directory.session(overrides))
+        raise CheckpointError(f"resume={directory}: {run_directory.RECORD} is not of this program")
     with run_directory.locked(directory):
+        record["sessions"].append(run_directory.session(overrides))
         run_directory.write_json(directory / run_directory.RECORD, record)
-    return [*overrides, f"hydra.run.dir='{directory}'", "hydra.output_subdir=null"]
+    return [*overrides, f"hydra.run.dir={quoted(directory)}", "hydra.output_subdir=null"]

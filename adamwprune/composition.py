@@ -7,6 +7,7 @@ what a command line implies, `compose` composes it, `to_config` makes and checks
 
 import dataclasses
 import difflib
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ def parse(overrides: list[str]) -> list[Override]:
     except OverrideParseException as error:
         raise ConfigError(
             f"{error.override}: not KEY=VALUE as Hydra reads it ({_first_line(error)}); quote values with "
-            "commas, brackets or spaces, as in 'tracker=[wandb,trackio]'"
+            "commas, brackets, spaces or ~, as in 'tracker=[wandb,trackio]' or \"data.path='~/x'\""
         ) from None
     seen: dict[str, str] = {}
     for override in parsed:
@@ -70,10 +71,28 @@ def _check_tracker_list(given: str, names: list[str]) -> None:
         )
 
 
+def given_keys(overrides: list[str]) -> dict[str, Any]:
+    """Key -> value of the overrides, without + and the quotes; a swept key has the sweep as value."""
+    return {override.get_key_element().lstrip("+"): override.value() for override in parse(overrides)}
+
+
+def quoted(value: object) -> str:
+    """A text as the value of an override, whatever characters it has.
+
+    Raises:
+        ConfigError: it holds `${`, which would be read as an interpolation.
+    """
+    text = str(value)
+    if "${" in text:
+        raise ConfigError(f"{text}: a path must not contain ${{; rename the folder")
+    escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + "\\'", text)
+    return f"'{escaped}'"
+
+
 def complete(overrides: list[str]) -> list[str]:
     """The overrides with what they imply: a budget given here sets the two other budgets to null."""
-    keys = {override.get_key_element(): override for override in parse(overrides)}
-    given = [name for name in BUDGETS if name in keys and keys[name].value() is not None]
+    keys = given_keys(overrides)
+    given = [name for name in BUDGETS if keys.get(name) is not None]
     if not given:
         return overrides
     return overrides + [f"{name}=null" for name in BUDGETS if name not in keys]
@@ -96,8 +115,51 @@ def compose(overrides: list[str], conf_dir: Path = CONF_DIR) -> DictConfig:
             composed = hydra_compose("config", overrides=overrides, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
             raise ConfigError(_explain(error, parsed, conf_dir)) from None
+        except Exception as error:  # whatever else Hydra trips over, such as model=3
+            raise ConfigError(
+                f"{' '.join(overrides)}: {type(error).__name__}: {_first_line(error)}"
+            ) from None
+    _check_hydra_node(composed, conf_dir)
     HydraConfig.instance().set_config(composed)
     return composed
+
+
+# What may differ below `hydra`: where runs go, what a sweep sweeps, where more options lie.
+_FREE_BELOW_HYDRA = (
+    "hydra.run.dir",
+    "hydra.sweep.dir",
+    "hydra.sweeper.params",
+    "hydra.searchpath",
+    "hydra.output_subdir",
+    "hydra.mode",
+    "hydra.verbose",
+    "hydra.runtime",
+    "hydra.overrides",
+    "hydra.job.name",
+    "hydra.job.override_dirname",
+)
+
+
+def _check_hydra_node(composed: DictConfig, conf_dir: Path) -> None:
+    """Hydra builds callbacks and log handlers by itself, from names: they must be the shipped ones."""
+    shipped, theirs = _shipped_hydra_node(conf_dir), _flat_hydra_node(composed)
+    for key in sorted(shipped.keys() | theirs.keys()):
+        is_free = any(key == free or key.startswith(f"{free}.") for free in _FREE_BELOW_HYDRA)
+        if not is_free and shipped.get(key) != theirs.get(key):
+            raise ConfigError(
+                f"{key}={theirs.get(key)}: may not be changed; below hydra only run.dir, sweep.dir and "
+                "sweeper.params may"
+            )
+
+
+@functools.cache  # a constant of the checkout, which costs as much as a composition
+def _shipped_hydra_node(conf_dir: Path) -> dict[str, Any]:
+    with _initialized(conf_dir):
+        return _flat_hydra_node(hydra_compose("config", return_hydra_config=True))
+
+
+def _flat_hydra_node(composed: DictConfig) -> dict[str, Any]:
+    return dict(flatten(OmegaConf.to_container(composed.hydra), "hydra"))
 
 
 @contextmanager
@@ -109,8 +171,11 @@ def _initialized(conf_dir: Path) -> Iterator[None]:
         yield
 
 
-def to_config(composed: DictConfig) -> Config:
+def to_config(composed: DictConfig, command_line: list[str] | None = None) -> Config:
     """Resolve a composed configuration into dataclasses and check it.
+
+    With `command_line`, what the user typed today, trust in code outside this package must have been
+    typed: a file, or the record of a run, cannot allow its own targets.
 
     Raises:
         ConfigError: listing every unknown key, wrong value and contradiction.
@@ -126,6 +191,12 @@ def to_config(composed: DictConfig) -> Config:
     if problems := [*_unknown_keys(plain, Config, ""), *_missing(plain)]:
         raise ConfigError(*problems)
     config = from_plain(Config, plain)
+    if command_line is not None:
+        typed = given_keys(command_line)
+        if config.allow_targets and "allow_targets" not in typed:
+            raise ConfigError("allow_targets: set by a file; only the command line may trust other code")
+        if config.resume is not None and "resume" not in typed:
+            raise ConfigError(f"resume={config.resume}: set by a file; give it on the command line")
     validate(config)
     return config
 
@@ -158,7 +229,8 @@ def _explain(error: Exception, parsed: list[Override], conf_dir: Path) -> str:
     if match := re.search(r"Could not (?:override|append) '([^']+)'", text):
         return _explain_key(match[1].split("@")[0], parsed, conf_dir)
     if match := re.search(r"Could not (?:find|load) '([^']+)'", text):
-        return _explain_option(match[1], conf_dir)
+        listed = re.search(r"Available options in '[^']*':\n((?:\t.*\n?)*)", text)
+        return _explain_option(match[1], listed[1].split() if listed else [], conf_dir)
     if match := re.search(r"Key '([^']+)' (?:is )?not in (?:struct|'(\w+)')", text):
         full_key = re.search(r"full_key: (\S+)", text)
         return _explain_key(full_key[1] if full_key else match[1], parsed, conf_dir)
@@ -180,9 +252,9 @@ def _explain_key(key: str, parsed: list[Override], conf_dir: Path) -> str:
     return f"{given}: unknown key; {_nearest_key(key, conf_dir)}"
 
 
-def _explain_option(name: str, conf_dir: Path) -> str:
+def _explain_option(name: str, listed: list[str], conf_dir: Path) -> str:
     group, _, option = name.rpartition("/")
-    options = sorted(path.stem for path in (conf_dir / group).glob("*.yaml"))
+    options = sorted(listed or (path.stem for path in (conf_dir / group).glob("*.yaml")))
     if not options:
         return f"{name}: no such group or option in conf/"
     close = targets.nearest(option, options) if option else ""

@@ -56,7 +56,7 @@ class RecipeConfig:
     sgd_lr: Positive = 0.1
     betas: list[Fraction] = field(default_factory=lambda: [0.9, 0.999])
     weight_decay: NonNegative = 5e-4
-    warmup_steps: NonNegativeInt = 0
+    warmup_fraction: Fraction = 0.0
     target_sparsity: Fraction = 0.9
     block_size: PositiveInt = 1024
     micro_batch_size: PositiveInt = 128

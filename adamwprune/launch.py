@@ -4,11 +4,13 @@ With one device the run happens in this process, so that a debugger works. With 
 elastic launcher starts one process (rank) a device and they meet on a free port. Under torchrun
 this process is a rank already.
 
-A rank is its own session and dies with the launcher; the launcher passes a stop on as SIGTERM.
+A rank is a session of its own, which no key press reaches, and is told to stop when the launcher
+dies. The launcher passes SIGINT and SIGUSR1 on, once to each rank; torch passes SIGTERM on.
 """
 
 import ctypes
 import logging.config
+import multiprocessing
 import os
 import signal
 import sys
@@ -24,15 +26,16 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from adamwprune.config import Config
-from adamwprune.errors import Interrupted, RunError
+from adamwprune.errors import DiskError, DivergedError, Interrupted, Preempted, RunError, SparsityError
 from adamwprune.preflight import is_rank
 from adamwprune.run_directory import SUMMARY, read_json
+from adamwprune.signal_handlers import handling
 from adamwprune.training.run import train
-
-log = logging.getLogger(__name__)
 
 # Seconds that a rank has to finish its step and save after a stop; then it is killed.
 SHUTDOWN_TIMEOUT = 120
+# Errors that every rank raises at the same point: rank 0 alone says them.
+AGREED = (Preempted, Interrupted, DivergedError, SparsityError, DiskError)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -57,26 +60,26 @@ def launch(config: Config, directory: Path, job_logging: Mapping[str, Any]) -> f
         signals_to_handle="SIGTERM,SIGHUP,SIGQUIT",
         shutdown_timeout=SHUTDOWN_TIMEOUT,
     )
-    interrupts = _PassInterruptsOn()
     try:
-        with interrupts:
+        with handling(_PassOn(), signal.SIGINT, signal.SIGUSR1):
             results = elastic_launch(launcher, _rank_main)(config, directory, dict(job_logging), os.getpid())
     except ChildFailedError as error:
-        raise SystemExit(_exit_code(error)) from None
+        raise SystemExit(_recorded_code(directory) or _exit_code(error)) from None
     except SignalException:
-        code = read_json(directory / SUMMARY).get("exit_code", 143)
-        raise SystemExit(Interrupted.exit_code if interrupts.count and code else code) from None
-    return results[0]
+        # Nothing was saved where no rank has said how it ended.
+        raise SystemExit(_recorded_code(directory) or 143) from None
+    return float(results[0])
 
 
 def _rank_main(config: Config, directory: Path, job_logging: dict[str, Any], launcher: int) -> float:
     """Body of a spawned rank; its exit code is that of what went wrong."""
     os.setsid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher turns Ctrl-C into one SIGTERM
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != launcher:
         sys.exit(143)  # the launcher died before the line above
-    if os.environ["RANK"] == "0":
+    rank = os.environ["RANK"]
+    if rank == "0":
         logging.config.dictConfig(job_logging)
     else:
         logging.basicConfig(level=logging.ERROR)
@@ -85,9 +88,18 @@ def _rank_main(config: Config, directory: Path, job_logging: dict[str, Any], lau
     try:
         return train(config, directory)
     except RunError as error:
-        if os.environ["RANK"] == "0":
-            print(f"error[{error.exit_code}]: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        if rank == "0" or not isinstance(error, AGREED):
+            where = "" if rank == "0" else f" on rank {rank}"
+            print(f"error[{error.exit_code}]{where}: {error}", file=sys.stderr)
+        logging.shutdown()
+        # Everything is closed; torch's own threads may abort an ordinary exit and hide the code.
+        sys.stderr.flush()
+        os._exit(error.exit_code)
+
+
+def _recorded_code(directory: Path) -> int:
+    """What rank 0 says of how the run ended; 0 where it says nothing bad."""
+    return int(read_json(directory / SUMMARY).get("exit_code", 0))
 
 
 def _exit_code(error: ChildFailedError) -> int:
@@ -96,22 +108,19 @@ def _exit_code(error: ChildFailedError) -> int:
     return next((code for code in codes if code > 0), 1)
 
 
-class _PassInterruptsOn:
-    """Ctrl-C while ranks run: the first becomes SIGTERM for all, the second ends everything."""
+class _PassOn:
+    """A stop asked of the launcher is passed on to each rank, once; a second Ctrl-C ends everything."""
 
     def __init__(self) -> None:
-        self.count = 0
-        self._previous: Any = None
+        self._asked = False
 
-    def __enter__(self) -> None:
-        self._previous = signal.signal(signal.SIGINT, self._on_interrupt)
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._previous)
-
-    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
-        if self.count == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        else:
+    def __call__(self, number: int, _: FrameType | None) -> None:
+        ranks = multiprocessing.active_children()
+        if self._asked and number == signal.SIGINT:
+            for rank in ranks:
+                rank.kill()
             os._exit(Interrupted.exit_code)
+        if not self._asked:
+            self._asked = True
+            for rank in ranks:
+                os.kill(rank.pid or 0, number)

@@ -12,7 +12,7 @@ from adamwprune.config import Config, Device
 from adamwprune.errors import ConfigError, HardwareError, TrackerError
 from adamwprune.targets import build
 from adamwprune.training.budget import total_steps
-from adamwprune.validation import plan_problems
+from adamwprune.validation import plan_problems, warmup_problems
 
 
 def is_rank() -> bool:
@@ -73,7 +73,7 @@ def check_data(config: Config) -> None:
     data = build(config.data, "data", config.allow_targets)()
     steps_per_epoch = len(data.train) // config.trainer.global_batch_size
     steps = total_steps(config.trainer, steps_per_epoch, data)
-    if problems := list(plan_problems(config, steps)):
+    if problems := [*warmup_problems(config, steps), *plan_problems(config, steps)]:
         raise ConfigError(*problems)
 
 

@@ -129,8 +129,9 @@ def new_record(
         "name": names["name"],
         "project": names["project"],
         "group": names["group"],
-        "overrides": overrides,
+        "overrides": lasting(overrides),
         "config": dict(config),
+        "exact": True,
         "sessions": [session(overrides)],
     }
 
@@ -140,6 +141,7 @@ def session(overrides: list[str]) -> dict[str, Any]:
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": [Path(sys.argv[0]).name, *overrides],
+        "overrides": lasting(overrides),
         "code": code_revision(),
         "versions": versions(),
         "python": sys.version.split()[0],
@@ -204,8 +206,14 @@ def resume_overrides(directory: Path, today: list[str]) -> list[str]:
     if record.get("group") and "group" not in given:
         names.append(f"group={record['group']}")
     replaced = given | {"project", "run_name", "group"}
-    own = [override for override in record["overrides"] if _key(override) not in replaced]
+    own = [override for override in lasting(record["overrides"]) if _key(override) not in replaced]
     return [*own, *names, *today]
+
+
+def lasting(overrides: list[str]) -> list[str]:
+    """The overrides that a continued run takes over: not what belongs to one session or to its trust."""
+    passing = ("resume", "resume_allow", "allow_targets", "trainer.stop_step", "trainer.max_time", "sweep")
+    return [o for o in overrides if _key(o) not in passing and not _key(o).startswith("hydra")]
 
 
 def _key(override: str) -> str:

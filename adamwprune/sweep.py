@@ -9,7 +9,7 @@ pruned arms, the swept `pruning.*` keys do not multiply the dense ones.
 """
 
 import json
-import signal
+import math
 import subprocess
 import sys
 import time
@@ -17,18 +17,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from rich.table import Table
 
 from adamwprune import run_directory
 from adamwprune.callbacks.console import Terminal, format_number
-from adamwprune.composition import compose, parse, to_config
+from adamwprune.composition import compose, given_keys, parse, quoted, to_config
 from adamwprune.config import Config, to_plain
 from adamwprune.errors import ConfigError
 from adamwprune.preflight import check_machine
+from adamwprune.signal_handlers import STOP_SIGNALS, handling
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 STOPPED = (75, 130)
@@ -49,8 +51,7 @@ def run_sweep(overrides: list[str]) -> int:
     Raises:
         RunError: a job's configuration or this machine is wrong; no job has been started.
     """
-    swept, fixed = _split(overrides)
-    jobs, sweep_dir = expand(swept, fixed)
+    jobs, sweep_dir = expand(*split_overrides(overrides), command_line=overrides)
     for config in {_machine_key(job.config): job.config for job in jobs}.values():
         check_machine(config)
     directory = run_directory.claim(sweep_dir)
@@ -60,21 +61,25 @@ def run_sweep(overrides: list[str]) -> int:
     results: list[dict[str, Any]] = []
     for number, job in enumerate(jobs):
         terminal.print(f"[bold]job {number + 1}/{len(jobs)}[/bold] {' '.join(job.swept)}", highlight=False)
-        result = _run_job(job, number, directory, group)
+        result, was_stopped = _run_job(job, number, directory, group)
         results.append(result)
         with (directory / "sweep.jsonl").open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(result) + "\n")
-        if result["exit_code"] in STOPPED:
+        if was_stopped:
             break
     Terminal().print(_table(results, len(jobs)))
     last = results[-1]["exit_code"]
-    if last in STOPPED:
+    if was_stopped and last in STOPPED:
         return int(last)
     return int(any(result["exit_code"] for result in results))
 
 
-def _split(overrides: list[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """Swept keys with their values, and the other overrides."""
+def split_overrides(overrides: list[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Swept keys with their values, and the other overrides.
+
+    Raises:
+        ConfigError: a sweep that is no list of values.
+    """
     swept: dict[str, list[str]] = {}
     fixed = []
     for override in parse(overrides):
@@ -86,62 +91,70 @@ def _split(overrides: list[str]) -> tuple[dict[str, list[str]], list[str]]:
 
 
 def _values(override: Override) -> list[str]:
-    if not override.is_discrete_sweep():
-        raise ConfigError(
-            f"{override.input_line}: an interval needs a search; give values, as in KEY=1,2,3 or range(1,4)"
-        )
-    return list(override.sweep_string_iterator())
+    if override.is_discrete_sweep():
+        try:
+            return list(override.sweep_string_iterator())
+        except HydraException as error:
+            raise ConfigError(f"{override.input_line}: {' '.join(str(error).split())}") from None
+    raise ConfigError(
+        f"{override.input_line}: an interval needs a search; give values, as in KEY=1,2,3 or range(1,4)"
+    )
 
 
-def expand(swept: dict[str, list[str]], fixed: list[str]) -> tuple[list[Job], Path]:
+def expand(
+    swept: dict[str, list[str]], fixed: list[str], command_line: list[str] | None = None
+) -> tuple[list[Job], Path]:
     """All jobs, composed and checked, dense arms once; and the folder that the sweep goes to.
 
     Raises:
         ConfigError: naming the first job that cannot run.
     """
     first = compose(
-        [*fixed, *(f"{key}={values[0]}" for key, values in swept.items() if not _is_pruning_key(key))]
+        [*fixed, *(f"{key}={values[0]}" for key, values in swept.items() if not _is_pruning_only(key))]
     )
     params = dict(first.hydra.sweeper.params or {})
-    from_file = _split([f"{key}={value}" for key, value in params.items() if key not in swept])
+    given = swept.keys() | given_keys(fixed).keys()  # what the command line says replaces the file's
+    from_file = split_overrides([f"{key}={value}" for key, value in params.items() if key not in given])
     swept, fixed = from_file[0] | swept, [*fixed, *from_file[1]]
     if not swept:
         raise ConfigError("-m: no key has several values; give some, as in seed=1,2,3, or leave out -m")
-    count = 1
-    for values in swept.values():
-        count *= len(values)
+    count = math.prod(map(len, swept.values()))
     if count > first.max_jobs:
         raise ConfigError(
             f"-m: {count} jobs are more than max_jobs={first.max_jobs}; add max_jobs={count} if you mean it"
         )
-    jobs, seen = [], set()
     mixes = len(swept.get("pruning", [])) > 1 or len(swept.get("optimizer", [])) > 1
+    unnamed = {} if "run_name" in swept else {"run_name": ""}  # a name alone makes no other run
+    jobs: dict[str, Job] = {}
     for combination in product(*swept.values()):
         own = [f"{key}={value}" for key, value in zip(swept, combination, strict=True)]
-        job = _compose_job(own, fixed, drop_for_dense=mixes)
-        identity = json.dumps({**to_plain(job.config), "run_name": ""}, sort_keys=True)
-        if identity not in seen:
-            seen.add(identity)
-            jobs.append(job)
-    return jobs, Path(first.hydra.sweep.dir).resolve()
+        job = _compose_job(own, fixed, command_line, drop_for_dense=mixes)
+        jobs.setdefault(json.dumps({**to_plain(job.config), **unnamed}, sort_keys=True), job)
+    return list(jobs.values()), Path(first.hydra.sweep.dir).resolve()
 
 
-def _compose_job(swept: list[str], fixed: list[str], *, drop_for_dense: bool) -> Job:
-    if drop_for_dense:
-        without = [o for o in swept if not _is_pruning_key(o)], [o for o in fixed if not _is_pruning_key(o)]
-        compose([*without[1], *without[0]])
-        if HydraConfig.get().runtime.choices.get("pruning") == "none":
-            swept, fixed = without
-    overrides = [*fixed, *swept]
+def _compose_job(
+    swept: list[str], fixed: list[str], command_line: list[str] | None, *, drop_for_dense: bool
+) -> Job:
     try:
-        return Job(tuple(overrides), tuple(swept), to_config(compose(overrides)))
+        if drop_for_dense:
+            without = [[o for o in part if not _is_pruning_only(o)] for part in (fixed, swept)]
+            choices = compose([*without[0], *without[1]]).hydra.runtime.choices
+            if choices.get("pruning") == "none":
+                fixed, swept = without
+        overrides = [*fixed, *swept]
+        return Job(tuple(overrides), tuple(swept), to_config(compose(overrides), command_line))
     except ConfigError as error:
         raise ConfigError(*(f"job {' '.join(swept)}: {problem}" for problem in error.problems)) from None
 
 
-def _is_pruning_key(override: str) -> bool:
-    """`pruning.target_sparsity=0.5` or `pruning/scope=global`: meaningless in a dense arm."""
-    return override.startswith(("pruning.", "pruning/"))
+def _is_pruning_only(override: str) -> bool:
+    """`pruning.target_sparsity=0.5` or `pruning/scope=global`: meaningless in a dense arm.
+
+    include and exclude say what is counted, in a dense arm too.
+    """
+    neutral = ("pruning.include", "pruning.exclude")
+    return override.startswith(("pruning.", "pruning/")) and not override.startswith(neutral)
 
 
 def _machine_key(config: Config) -> str:
@@ -155,25 +168,27 @@ def _group_name(directory: Path, config: Config) -> str:
     return config.group or f"sweep_{directory.parent.name}_{directory.name}"
 
 
-def _run_job(job: Job, number: int, directory: Path, group: str) -> dict[str, Any]:
-    """Run one job as `python train.py ...` in its own session; its outcome as plain values."""
+def _run_job(job: Job, number: int, directory: Path, group: str) -> tuple[dict[str, Any], bool]:
+    """Run one job as `python train.py ...` in its own session; its outcome, and whether we were stopped."""
     folder = directory / str(number)
-    name = f"{job.config.run_name}-{number}"
-    own = [o for o in job.overrides if not o.startswith(("group=", "run_name=", "sweep=", "hydra.mode="))]
-    command = [
-        sys.executable,
-        str(TRAIN),
-        *own,
-        f"group={group}",
-        f"run_name={name}",
-        f"hydra.run.dir='{folder}'",
+    own = [
+        override.input_line or ""
+        for override in parse(list(job.overrides))
+        if override.get_key_element() not in ("group", "run_name", "sweep", "hydra.mode", "hydra.sweep.dir")
     ]
+    names = [f"group={group}", f"run_name={job.config.run_name}-{number}", f"hydra.run.dir={quoted(folder)}"]
     started = time.monotonic()
-    process = subprocess.Popen(command, start_new_session=True)
-    with _forwarding(process):
+    process = subprocess.Popen([sys.executable, str(TRAIN), *own, *names], start_new_session=True)
+    received: list[int] = []
+
+    def pass_on(signal_number: int, _: FrameType | None) -> None:
+        received.append(signal_number)
+        process.send_signal(signal_number)
+
+    with handling(pass_on, *STOP_SIGNALS):
         code = process.wait()
     summary = run_directory.read_json(folder / run_directory.SUMMARY)
-    return {
+    result = {
         "job": number,
         "swept": list(job.swept),
         "overrides": list(job.overrides),
@@ -184,22 +199,7 @@ def _run_job(job: Job, number: int, directory: Path, group: str) -> dict[str, An
         "sparsity": summary.get("sparsity", {}).get("achieved"),
         "directory": str(folder),
     }
-
-
-class _forwarding:
-    """While a job runs, pass SIGINT, SIGTERM and SIGUSR1 on to it: it saves, then the sweep ends."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            self._previous[number] = signal.signal(number, lambda n, _: self._process.send_signal(n))
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    return result, bool(received)
 
 
 def _table(results: list[dict[str, Any]], count: int) -> Table:

@@ -19,7 +19,6 @@ import difflib
 import functools
 import importlib
 import importlib.util
-import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,14 +37,6 @@ class Parameter:
 
     annotation: Any
     required: bool
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What a target takes from code (names, in order) and from the configuration."""
-
-    positional: tuple[str, ...]
-    keywords: Mapping[str, Parameter]
 
 
 def build(node: Mapping[str, Any], path: str, allowed: Collection[str] = ()) -> Callable[..., Any]:
@@ -90,26 +81,25 @@ def problems(node: Mapping[str, Any], path: str, allowed: Collection[str] = ()) 
             f"add 'allow_targets=[{name}]' to the command line"
         ]
     try:
-        signature = read_signature(name)
+        parameters = read_parameters(name)
     except LookupError as error:
         return [f"{path}._target_={name}: {error.args[0]}"]
-    return _key_problems(node, path, signature)
+    return _key_problems(node, path, parameters)
 
 
-def _key_problems(node: Mapping[str, Any], path: str, signature: Signature) -> list[str]:
+def _key_problems(node: Mapping[str, Any], path: str, parameters: Mapping[str, Parameter]) -> list[str]:
     short = node["_target_"].rpartition(".")[2]
     found = []
     for key, value in node.items():
         if key == "_target_":
             continue
-        if key not in signature.keywords:
+        if key not in parameters:
             found.append(
-                f"{path}.{key}={ranges.shown(value)}: {short} has no {key}; "
-                f"{nearest(key, signature.keywords)}"
+                f"{path}.{key}={ranges.shown(value)}: {short} has no {key}; {nearest(key, parameters)}"
             )
-        elif words := ranges.violation(signature.keywords[key].annotation, value):
+        elif words := ranges.violation(parameters[key].annotation, value):
             found.append(f"{path}.{key}={ranges.shown(value)}: {words}")
-    for key, parameter in signature.keywords.items():
+    for key, parameter in parameters.items():
         if parameter.required and key not in node:
             found.append(f"{path}.{key}: missing; {short} needs it, so give {path}.{key}=VALUE")
     return found
@@ -122,8 +112,8 @@ def nearest(key: str, names: Collection[str]) -> str:
 
 
 @functools.cache
-def read_signature(name: str) -> Signature:
-    """The signature of the function or class called `name`, read from its source with ast.
+def read_parameters(name: str) -> Mapping[str, Parameter]:
+    """The keyword-only parameters of the function or class called `name`, read from its source with ast.
 
     Raises:
         LookupError: no such module, or the module defines no such public function or class.
@@ -142,11 +132,11 @@ def read_signature(name: str) -> Signature:
         raise LookupError(f"{module_name} does not define {attribute}; {nearest(attribute, definitions)}")
     definition = definitions[attribute]
     if isinstance(definition, ast.FunctionDef):
-        return _signature(definition.args, skip=0)
+        return _keyword_parameters(definition.args)
     for item in definition.body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-            return _signature(item.args, skip=1)
-    return Signature((), {})
+            return _keyword_parameters(item.args)
+    return {}
 
 
 def _source_file(module_name: str) -> Path | None:
@@ -165,13 +155,11 @@ def _source_file(module_name: str) -> Path | None:
     return next((file for file in candidates if file.is_file()), None)
 
 
-def _signature(arguments: ast.arguments, skip: int) -> Signature:
-    positional = tuple(argument.arg for argument in [*arguments.posonlyargs, *arguments.args][skip:])
-    keywords = {
+def _keyword_parameters(arguments: ast.arguments) -> Mapping[str, Parameter]:
+    return {
         argument.arg: Parameter(_annotation(argument.annotation), required=default is None)
         for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
     }
-    return Signature(positional, keywords)
 
 
 _PLAIN = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "tuple": tuple}
@@ -216,9 +204,3 @@ def _range(mark: ast.expr) -> Any:
     if isinstance(mark, ast.Call) and isinstance(mark.func, ast.Name) and mark.func.id == "Range":
         return ranges.Range(**{keyword.arg: ast.literal_eval(keyword.value) for keyword in mark.keywords})
     return None
-
-
-def positional_names(target: Callable[..., Any]) -> tuple[str, ...]:
-    """Names of the positional parameters of a (possibly bound) target: what code must give it."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return tuple(name for name, p in inspect.signature(target).parameters.items() if p.kind in kinds)

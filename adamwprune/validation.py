@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any, get_args, get_origin, get_type_hints
 
 from adamwprune import ranges, targets
-from adamwprune.config import NODES, Config, Device, Precision, update_steps
+from adamwprune.config import NODES, Config, Device, Precision, flatten, to_plain, update_steps
 from adamwprune.errors import ConfigError
 from adamwprune.pruning.schedules import Plan
 from adamwprune.ranges import shown
@@ -31,6 +31,7 @@ def validate(config: Config) -> None:
         *_batch_problems(config),
         *_model_problems(config),
         *_name_problems(config),
+        *_resume_problems(config),
     ]
     if found:
         raise ConfigError(*found)
@@ -130,11 +131,19 @@ def _budget_problems(config: Config) -> Iterator[str]:
         )
     if trainer.max_steps is None:
         return
+    yield from warmup_problems(config, trainer.max_steps)
     for name in ("trainer.eval_every", "checkpoint.every", "trainer.stop_step"):
         section, key = name.split(".")
         value = getattr(getattr(config, section), key)
         if value is not None and value > trainer.max_steps:
             yield f"{name}={value}: must be at most trainer.max_steps={trainer.max_steps}, or null"
+
+
+def warmup_problems(config: Config, total_steps: int) -> Iterator[str]:
+    """A warm-up that the run never leaves: its learning rate would not be the configured one."""
+    steps = config.lr_schedule.get("warmup_steps")
+    if isinstance(steps, int) and steps >= total_steps:
+        yield f"lr_schedule.warmup_steps={steps}: must be less than the {total_steps} steps of the run"
 
 
 def _batch_problems(config: Config) -> Iterator[str]:
@@ -157,6 +166,13 @@ def _model_problems(config: Config) -> Iterator[str]:
     if isinstance(width, int) and isinstance(heads, int) and heads > 0 and width % heads:
         fitting = width // heads * heads or heads
         yield f"model.n_embd={width}: must be a multiple of model.n_head={heads}; use {fitting}"
+
+
+def _resume_problems(config: Config) -> Iterator[str]:
+    keys = [key for key, _ in flatten(to_plain(config))]
+    for name in config.resume_allow:
+        if name != "environment" and not any(key == name or key.startswith(f"{name}.") for key in keys):
+            yield f"resume_allow=[{name}]: no such key; {targets.nearest(name, keys)}"
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

@@ -1,5 +1,6 @@
 """train.py as a user meets it: folders, signals, exit codes, resume."""
 
+import contextlib
 import json
 import os
 import signal
@@ -12,8 +13,9 @@ import pytest
 
 from adamwprune import run_directory
 from adamwprune.command_line import prepare
-from adamwprune.composition import CONF_DIR
-from adamwprune.errors import CheckpointError, DiskError
+from adamwprune.composition import CONF_DIR, compose, to_config
+from adamwprune.errors import CheckpointError, ConfigError, DiskError, Preempted
+from adamwprune.training.run import train
 from tests.helpers.runs import IMAGES, final_weights, rows, summary
 
 ROOT = CONF_DIR.parent
@@ -45,26 +47,31 @@ def wait_for_rows(directory, count):
 @pytest.mark.parametrize(
     ("number", "code", "status"), [(signal.SIGTERM, 75, "preempted"), (signal.SIGINT, 130, "interrupted")]
 )
-def test_a_signal_saves_and_the_run_continues_to_the_bit(tmp_path, number, code, status):
-    """Stopped in the middle by a signal, resumed by the command line: equal to an unbroken run."""
+def test_a_signal_saves_and_exits_as_documented(tmp_path, number, code, status):
+    """Stopped in the middle: a checkpoint at the step that was reached, one line, the code in both places."""
     process = spawn(tmp_path, *LONG)
-    directory = wait_for_rows(tmp_path, 20)
+    directory = wait_for_rows(tmp_path, 3)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
     assert errors.strip().splitlines()[-1].startswith(f"error[{code}]: ")
-    assert summary(directory)["status"] == status
-    assert 0 < summary(directory)["steps"] < 4000
+    report = summary(directory)
+    assert (report["status"], report["exit_code"]) == (status, code)
+    assert 0 < report["steps"] < 4000
+    assert (directory / "checkpoints" / f"step_{report['steps']:08d}").is_dir()
 
-    resumed = spawn(tmp_path, f"resume={directory.relative_to(tmp_path)}", "trainer.stop_step=600")
-    _, errors = resumed.communicate(timeout=100)
+
+def test_a_stopped_run_continues_to_the_bit_by_the_command_line(tmp_path):
+    """Three real processes: stopped at step 40, resumed to 80; equal to one that went to 80."""
+    spawn(tmp_path, *LONG, "trainer.stop_step=40", "hydra.run.dir=stopped").communicate(timeout=60)
+    resumed = spawn(tmp_path, "resume=stopped", "trainer.stop_step=80")
+    _, errors = resumed.communicate(timeout=60)
     assert resumed.returncode == 75, errors
-    unbroken = spawn(tmp_path, *LONG, "trainer.stop_step=600", "hydra.run.dir=unbroken")
-    unbroken.communicate(timeout=100)
-    assert rows(directory) == rows(tmp_path / "unbroken")
-    first, second = final_weights(directory), final_weights(tmp_path / "unbroken")
+    spawn(tmp_path, *LONG, "trainer.stop_step=80", "hydra.run.dir=unbroken").communicate(timeout=60)
+    assert rows(tmp_path / "stopped") == rows(tmp_path / "unbroken")
+    first, second = final_weights(tmp_path / "stopped"), final_weights(tmp_path / "unbroken")
     assert all((first[name] == second[name]).all() for name in first)
-    assert len(json.loads((directory / "run.json").read_text())["sessions"]) == 2
+    assert len(json.loads((tmp_path / "stopped" / "run.json").read_text())["sessions"]) == 2
 
 
 def test_eight_runs_of_one_moment_get_eight_folders(tmp_path):
@@ -110,11 +117,116 @@ def test_a_resumed_run_may_not_change_its_course(tmp_path, monkeypatch, capsys):
     continued = prepare(["resume=run", "tracker=both", "trainer.max_time=60"])
     assert f"hydra.run.dir='{tmp_path / 'run'}'" in continued
     prepare(["resume=run", "optimizer.lr=0.5", "resume_allow=[optimizer.lr]"])
+    with pytest.raises(CheckpointError, match=r"pruning.target_sparsity.*masks belong to the pruning"):
+        prepare(["resume=run", "pruning=magnitude"])
     (tmp_path / "run" / "summary.json").write_text('{"status": "finished"}')
     with pytest.raises(SystemExit) as caught:
         prepare(["resume=run"])
     assert caught.value.code == 0
     assert "already complete" in capsys.readouterr().err
+
+
+def test_a_changed_course_stays_changed_and_inexact(tmp_path, monkeypatch):
+    """lr changed by the first resume: the second goes on with it, and the record says not exact."""
+    monkeypatch.chdir(tmp_path)
+
+    def go(*arguments):
+        overrides = prepare([*arguments])
+        config = to_config(compose([o for o in overrides if not o.startswith("hydra.")]))
+        with contextlib.suppress(Preempted):
+            train(config, tmp_path / "run")
+
+    go(*IMAGES, "trainer.max_steps=40", "trainer.stop_step=10", "lr_schedule=constant", "hydra.run.dir=run")
+    go("resume=run", "optimizer.lr=0.5", "resume_allow=[optimizer.lr]", "trainer.stop_step=20")
+    go("resume=run")
+    rates = {row["step"]: row["train/lr"] for row in rows(tmp_path / "run") if "train/lr" in row}
+    assert (rates[10], rates[20], rates[40]) == (2e-3, 0.5, 0.5)
+    assert summary(tmp_path / "run")["exact"] is False
+
+
+def test_a_record_cannot_allow_its_own_targets(tmp_path, monkeypatch):
+    """run.json is data: trust must be typed again, and what Hydra builds by itself is not taken over."""
+    monkeypatch.chdir(tmp_path)
+    prepare([*IMAGES, "hydra.run.dir=run"])
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    hostile = [
+        "allow_targets=[os.system]",
+        "model._target_=os.system",
+        "+hydra.callbacks.x._target_=os.system",
+    ]
+    record["overrides"] += hostile
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match=r"model._target_=os.system: not in this package"):
+        prepare(["resume=run"])
+
+
+@pytest.mark.parametrize("sweep", [["-m"], []], ids=["sweep", "run"])
+def test_a_file_cannot_allow_its_own_targets(tmp_path, monkeypatch, sweep):
+    """Neither for one run nor for a sweep; nothing of it is imported."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "evil.py").write_text("open('PWNED', 'w')\ndef data(): pass\n")
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "evil.yaml").write_text(
+        "# @package _global_\nallow_targets: [evil.data]\ndata:\n  _target_: evil.data\n"
+    )
+    with pytest.raises(ConfigError, match="only the command line"):
+        prepare([*sweep, "--config-dir", str(tmp_path), "experiment=evil", f"seed={'1,2' if sweep else '1'}"])
+    assert not (tmp_path / "PWNED").exists()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "+hydra.callbacks.x._target_=evil.C",
+        "hydra.job_logging.handlers.console.class=evil.C",
+        "hydra.job_logging.handlers.file.class=subprocess.Popen",
+        "hydra.launcher._target_=evil.C",
+        "hydra.sweeper._target_=evil.C",
+        "+hydra.job.env_set.LD_PRELOAD=evil.so",
+    ],
+)
+def test_what_hydra_would_build_itself_is_refused(tmp_path, monkeypatch, override):
+    """Callbacks, log handlers, launchers: the shipped ones only; the run's folder is free (control)."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="may not be changed"):
+        prepare([*IMAGES, override])
+    assert list(tmp_path.iterdir()) == []
+    prepare([*IMAGES, "hydra.run.dir=here"])
+
+
+@pytest.mark.parametrize("name", ["it's", "a b", "a,b", "é", "x=[1]", "back\\slash", "\\'"])
+def test_odd_folder_names_reach_hydra_unchanged(tmp_path, monkeypatch, name):
+    """Whatever the working directory is called, Hydra gets the folder that was claimed."""
+    folder = tmp_path / name
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    composed = compose(prepare(list(IMAGES)))
+    (claimed,) = folder.glob("outputs/*/*")
+    assert composed.hydra.run.dir == str(claimed)
+
+
+def test_an_interpolation_in_a_folder_name_is_refused(tmp_path, monkeypatch):
+    """It would be read, not written: exit 2 before anything is made."""
+    folder = tmp_path / "a${seed}b"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(ConfigError, match="rename the folder"):
+        prepare(list(IMAGES))
+    assert list(folder.iterdir()) == []
+
+
+def test_resume_in_other_spellings(tmp_path, monkeypatch):
+    """++resume= is a resume; a file's resume is refused; a sweep cannot resume."""
+    monkeypatch.chdir(tmp_path)
+    prepare([*IMAGES, "hydra.run.dir=run"])
+    assert "hydra.output_subdir=null" in prepare(["++resume=run"])
+    with pytest.raises(ConfigError, match="cannot continue one run"):
+        prepare(["-m", "resume=run", "seed=1,2"])
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "again.yaml").write_text("# @package _global_\nresume: run\n")
+    with pytest.raises(ConfigError, match="give it on the command line"):
+        prepare(["--config-dir", str(tmp_path), "experiment=again"])
 
 
 def test_output_that_nobody_reads_stops_no_run(tmp_path):

@@ -1,13 +1,16 @@
 """Two ranks on gloo: one run, equal weights and masks, distinct data; and the ways to start them."""
 
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 import torch
 
+from adamwprune.command_line import prepare
 from adamwprune.composition import CONF_DIR
 from adamwprune.errors import ConfigError, HardwareError
 from adamwprune.preflight import check_criterion_state, check_devices
@@ -70,6 +73,55 @@ def test_torchrun_joins_in_one_folder(tmp_path):
     assert done.returncode == 0, done.stderr
     (directory,) = tmp_path.glob("outputs/*/*")
     assert summary(directory)["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "status"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        pytest.param(signal.SIGUSR1, 75, "preempted", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 75, "preempted", marks=pytest.mark.slow),
+    ],
+)
+def test_a_stop_asked_of_the_launcher_reaches_every_rank_once(tmp_path, number, code, status):
+    """The ranks save at one step; process, summary and trackers agree on the code; no rank is left."""
+    overrides = (*IMAGES, *TWO, "trainer.max_steps=100000", "trainer.eval_every=50000", "hydra.run.dir=run")
+    command = [sys.executable, str(ROOT / "train.py"), *overrides]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    report = summary(tmp_path / "run")
+    assert (report["status"], report["exit_code"]) == (status, code)
+    assert report["steps"] > 0
+    listed = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True)
+    assert listed.stdout == ""
+
+
+def test_a_sweep_under_torchrun_is_refused(monkeypatch):
+    """Each rank would run the whole sweep."""
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(HardwareError, match="without torchrun"):
+        prepare(["-m", "seed=1,2"])
+
+
+def test_a_rank_of_torchrun_other_than_0_makes_no_folder(tmp_path, monkeypatch):
+    """It goes straight to training, where rank 0 tells the folder; Hydra never runs there."""
+    from adamwprune import launch as launch_module
+
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    calls = []
+    monkeypatch.setattr(launch_module, "launch", lambda config, directory, logging: calls.append(config))
+    with pytest.raises(SystemExit) as caught:
+        prepare([*IMAGES, *TWO])
+    assert caught.value.code == 0
+    assert len(calls) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_launcher_with_another_number_of_ranks_is_refused(monkeypatch):

@@ -37,6 +37,14 @@ def test_cosine_rises_then_falls_and_stays_in_range(warmup, length, floor):
     assert all(floor - 1e-12 <= factor <= 1 for factor in factors[warmup:])
 
 
+@pytest.mark.parametrize("schedule", [cosine, constant, step])
+def test_warm_up_as_a_share_is_that_many_steps(schedule):
+    """0.03 of 1,680 steps are 50; steps win over the share."""
+    by_share = [schedule(at, 1680, warmup_fraction=0.03) for at in range(1680)]
+    assert by_share == [schedule(at, 1680, warmup_steps=50) for at in range(1680)]
+    assert by_share == [schedule(at, 1680, warmup_steps=50, warmup_fraction=0.5) for at in range(1680)]
+
+
 def test_constant_is_one_after_warm_up():
     """And linear before."""
     assert [constant(at, 10, warmup_steps=3) for at in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]

@@ -10,14 +10,14 @@ import pytest
 from adamwprune.composition import CONF_DIR
 from adamwprune.config import to_plain
 from adamwprune.errors import ConfigError
-from adamwprune.sweep import _split, expand
+from adamwprune.sweep import expand, split_overrides
 from tests.helpers.runs import IMAGES, summary
 
 ROOT = CONF_DIR.parent
 
 
 def jobs(*overrides):
-    return expand(*_split(list(overrides)))[0]
+    return expand(*split_overrides(list(overrides)))[0]
 
 
 def cli(directory, *arguments, **environment):
@@ -63,6 +63,13 @@ def test_a_sweep_of_dense_arms_alone_with_a_target_is_refused():
         jobs("seed=1,2", "pruning.target_sparsity=0.5")
 
 
+def test_a_name_alone_makes_no_other_run_unless_it_is_swept():
+    """run_name=a,b are two jobs; include and exclude reach dense arms too."""
+    assert len(jobs("run_name=a,b")) == 2
+    found = jobs("pruning=none,magnitude", "pruning.exclude=[conv2.weight]")
+    assert [job.config.pruning.exclude for job in found] == [["conv2.weight"]] * 2
+
+
 def test_an_invalid_job_is_found_before_any_starts(tmp_path, monkeypatch):
     """Job 3 of 3 is wrong: exit 2, no folder."""
     monkeypatch.chdir(tmp_path)
@@ -75,6 +82,7 @@ def test_sweep_files_need_no_m():
     """sweep=seeds and sweep=sparsity hold their own values; the command line may replace them."""
     assert len(jobs("sweep=seeds")) == 5
     assert len(jobs("sweep=seeds", "seed=7,8")) == 2
+    assert [job.config.seed for job in jobs("sweep=seeds", "seed=7", "optimizer=adamw,adam")] == [7, 7]
     assert len(jobs("sweep=sparsity")) == (1 + 2 * 3) * 3
 
 
@@ -84,6 +92,7 @@ def test_sweep_files_need_no_m():
         (["seed=range(0,1000)"], "max_jobs=1000"),
         (["seed=1"], "no key has several values"),
         (["optimizer.lr=interval(0.1,1)"], "an interval needs a search"),
+        (["seed=glob(*)"], "seed=glob"),
     ],
 )
 def test_refused_sweeps(overrides, words):

@@ -1,5 +1,6 @@
 """How long a run is: optimizer steps, from whichever budget the configuration gives."""
 
+import math
 from typing import TYPE_CHECKING
 
 from adamwprune.config import TrainerConfig
@@ -24,7 +25,9 @@ def total_steps(trainer: TrainerConfig, steps_per_epoch: int, data: "Data") -> i
     if trainer.max_steps is not None:
         return trainer.max_steps
     if trainer.max_epochs is not None:
-        steps, budget = int(trainer.max_epochs * steps_per_epoch), f"trainer.max_epochs={trainer.max_epochs}"
+        # 0.57 x 100 is 56.99... in binary: a whole number of steps is meant.
+        steps = math.floor(trainer.max_epochs * steps_per_epoch + 1e-6)
+        budget = f"trainer.max_epochs={trainer.max_epochs}"
     else:
         if data.unit != "tokens":
             raise ConfigError(

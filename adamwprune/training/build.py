@@ -59,7 +59,7 @@ def build_training(config: Config, ranks: Ranks) -> Training:
         ConfigError, DataError: where the parts do not fit each other.
     """
     hardware, trainer = config.hardware, config.trainer
-    torch.set_num_threads(hardware.threads or max(1, len(os.sched_getaffinity(0)) // ranks.world_size))
+    torch.set_num_threads(hardware.threads or max(1, _cores() // ranks.world_size))
 
     data: Data = build(config.data, "data", config.allow_targets)()
     batches = TrainingBatches(
@@ -114,6 +114,11 @@ def build_pruner(
         include=pruning.include,
         exclude=pruning.exclude,
     )
+
+
+def _cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _wrap(model: nn.Module, config: Config, ranks: Ranks) -> nn.Module:

@@ -62,7 +62,9 @@ def save(root: Path, step: int, weights: Mapping[str, Tensor], state: Mapping[st
     temporary = root / f".tmp-{final.name}-{os.getpid()}"
     try:
         root.mkdir(exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
+        # The run is locked, so whatever bears these names was left by a process that died.
+        for left in (*root.glob(".tmp-step_*"), *root.glob(".del-step_*")):
+            shutil.rmtree(left, ignore_errors=True)
         temporary.mkdir()
         save_file(dict(weights), temporary / WEIGHTS)
         torch.save(dict(state), temporary / STATE)

@@ -74,7 +74,10 @@ class Ledger:
 
     def sync(self) -> None:
         """Make all rows survive a power cut."""
-        os.fsync(self._descriptor)
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise DiskError(f"{self._file}: {error.strerror}") from None
 
     def close(self) -> None:
         """Sync and close."""
@@ -103,6 +106,8 @@ def _cut_torn_line(file: Path) -> None:
     """Drop what follows the last newline: a row that a kill cut short."""
     if not file.exists():
         return
-    with file.open("rb+") as stream:
-        data = stream.read()
-        stream.truncate(data.rfind(b"\n") + 1)
+    try:
+        with file.open("rb+") as stream:
+            stream.truncate(stream.read().rfind(b"\n") + 1)
+    except OSError as error:
+        raise DiskError(f"{file}: {error.strerror}") from None

@@ -4,14 +4,15 @@ One step, in the order that hard masks need (shared by every model and optimizer
 
     micro batches: forward, backward   gradients add up; ranks exchange them with the last
     unscale                            fp16 only
-    pruner.mask_grads_()               pruned gradients do not eat into the norm
     norm, finite or not                a step that would spoil the weights is not taken
+    pruner.mask_grads_()               pruned gradients do not eat into the norm
     clip, optimizer.step()
     pruner.after_step(step)            at an update: weights and moments of newly pruned to zero
 
 Rows, evaluations and checkpoints follow the step; `state` alone says where the run stands.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ from adamwprune.training.build import Training
 from adamwprune.training.evaluation import cross_entropy, evaluate
 from adamwprune.training.loop_state import LoopState, capture
 from adamwprune.training.records import Records
-from adamwprune.training.signals import StopSignals
+from adamwprune.training.signals import StopRequest
 from adamwprune.training.throughput import Throughput
 
 # Evaluations in a run where trainer.eval_every does not say.
@@ -37,7 +38,7 @@ def run_steps(
     training: Training,
     state: LoopState,
     records: Records,
-    stop: StopSignals,
+    stop: StopRequest,
     throughput: Throughput,
     checkpoint_dir: Path,
     revision: str | None,
@@ -77,7 +78,7 @@ def run_steps(
             records.log(state.step, row)
         state.seconds = time.monotonic() - started
         stop_error = stop.agreed(training.ranks, training.config.trainer, state)
-        if stop_error or is_checkpoint_step(training, state.step):
+        if stop_error or is_checkpoint_step(training, state):
             with throughput.paused():
                 save(training, state, records, checkpoint_dir, revision)
         if stop_error:
@@ -100,25 +101,33 @@ def accumulate_gradients(training: Training, batches: Iterator[Batch]) -> torch.
 
 
 def update(training: Training, state: LoopState, loss: torch.Tensor) -> torch.Tensor | None:
-    """Mask, clip and take the optimizer's step; the gradient norm, or None where fp16 skipped it."""
+    """Mask, clip and take the optimizer's step; the norm that was clipped, or None where fp16 skipped it."""
     scaler, clip = training.autocast.scaler, training.config.trainer.grad_clip
     scaler.unscale_(training.optimizer)
-    training.pruner.mask_grads_()
     parameters = [p for p in training.model.parameters() if p.grad is not None]
     norm = get_total_norm([p.grad for p in parameters])
-    # One number read back per step: the price of never stepping on a NaN. Equal on all ranks.
-    is_finite = bool(torch.isfinite(norm))
-    if not is_finite and not scaler.is_enabled():
-        raise diverged(training, state, loss, norm)
-    if clip is not None and is_finite:
+    # Before masking, which would hide a NaN. One number is read back per step: the price of never
+    # stepping on one. It is equal on all ranks.
+    if not torch.isfinite(norm):
+        return skip_or_stop(training, state, loss, norm)
+    if training.pruner.pruned():
+        training.pruner.mask_grads_()
+        norm = get_total_norm([p.grad for p in parameters])
+    if clip is not None:
         clip_grads_with_norm_(parameters, clip, norm)
     scaler.step(training.optimizer)
     scaler.update()
-    if is_finite:
-        return norm
-    if scaler.get_scale() < 1.0:
+    return norm
+
+
+def skip_or_stop(training: Training, state: LoopState, loss: torch.Tensor, norm: torch.Tensor) -> None:
+    """An overflow of fp16 lowers the loss scale and passes the batch over; anything else has diverged."""
+    scaler = training.autocast.scaler
+    if scaler.is_enabled():
+        scaler.step(training.optimizer)  # which it skips
+        scaler.update()
+    if not scaler.is_enabled() or scaler.get_scale() < 1.0:
         raise diverged(training, state, loss, norm)
-    return None
 
 
 def diverged(training: Training, state: LoopState, loss: torch.Tensor, norm: torch.Tensor) -> DivergedError:
@@ -150,12 +159,13 @@ def is_eval_step(training: Training, step: int) -> bool:
     return step % every == 0 or step == training.total_steps
 
 
-def is_checkpoint_step(training: Training, step: int) -> bool:
-    """Whether a checkpoint is due: every checkpoint.every (each evaluation by default), the last step."""
+def is_checkpoint_step(training: Training, state: LoopState) -> bool:
+    """Whether one is due: every checkpoint.every (each evaluation by default), a new best, the last step."""
     every = training.config.checkpoint.every
     if every is None:
-        return is_eval_step(training, step)
-    return step % every == 0 or step == training.total_steps
+        return is_eval_step(training, state.step)
+    is_best = state.best.get("val/loss", {}).get("step") == state.step
+    return is_best or state.step % every == 0 or state.step == training.total_steps
 
 
 def training_row(training: Training, state: LoopState, lr: float, norm: torch.Tensor) -> dict[str, object]:
@@ -181,7 +191,7 @@ def samples_per_step(training: Training) -> int:
 
 def validation_row(training: Training, state: LoopState) -> dict[str, object]:
     """Loss and metric on the validation set, sparsity by layer; remembers the best at full sparsity."""
-    scores = evaluate_split(training, "val")
+    scores = state.latest = evaluate_split(training, "val")
     if training.pruner.is_final(state.step):
         remember_best(state, scores)
     layers = {f"sparsity/{name}": value for name, value in training.pruner.layer_sparsity().items()}
@@ -204,10 +214,12 @@ def evaluate_split(training: Training, split: str) -> dict[str, float]:
 
 
 def remember_best(state: LoopState, scores: dict[str, float]) -> None:
-    """Keep each score that beats the best so far: the highest accuracy, the lowest of the rest."""
+    """Keep each finite score that beats the best so far: the highest accuracy, the lowest of the rest."""
     for name, value in scores.items():
         sign = 1 if name.endswith("accuracy") else -1
         best = state.best.get(name)
+        if not math.isfinite(value):
+            continue
         if best is None or sign * value > sign * best["value"]:
             state.best[name] = {"value": value, "step": state.step}
 
@@ -234,7 +246,7 @@ def save(
             keep = training.config.checkpoint.keep
             checkpoints.remove_old(directory, keep=keep, best_step=int(best["step"]) if best else None)
             records.checkpoint_saved(state.step, saved)
-        except DiskError as error:
-            problem = str(error)
+        except (DiskError, OSError) as error:
+            problem = f"{directory}: {error}" if isinstance(error, OSError) else str(error)
     if problem := training.ranks.share(problem):
         raise DiskError(problem)

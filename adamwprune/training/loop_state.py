@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ class LoopState:
     step: int = 0  # optimizer steps done
     skipped: int = 0  # batches whose step fp16 overflow skipped
     seconds: float = 0.0  # of wall time in all sessions
+    latest: dict[str, float] = field(default_factory=dict)  # scores of the last evaluation
     best: dict[str, dict[str, float]] = field(default_factory=dict)  # name -> value, step
 
     @classmethod
@@ -35,6 +37,7 @@ def environment(training: Training, revision: str | None) -> dict[str, Any]:
         "world_size": training.ranks.world_size,
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
+        "numpy": np.__version__,  # whose permutations are the order of the data
         "device": training.ranks.device.type,
         "precision": training.autocast.precision.name,
         "revision": revision,
@@ -50,6 +53,7 @@ def capture(
         "step": state.step,
         "skipped": state.skipped,
         "seconds": state.seconds,
+        "latest": state.latest,
         "best": state.best,
         "loss_sum": training.ranks.gather(state.loss_sum.cpu()),
         "loss_count": state.loss_count,
@@ -87,6 +91,7 @@ def restore(training: Training, checkpoint: Checkpoint, revision: str | None, *,
         step=saved["step"],
         skipped=saved["skipped"],
         seconds=saved["seconds"],
+        latest=saved["latest"],
         best=saved["best"],
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adamwprune.callbacks.base import Callback, RunInfo
+from adamwprune.errors import DiskError
 from adamwprune.training.ledger import Ledger
 from adamwprune.training.metrics import sanitise
 
@@ -62,7 +63,7 @@ class Records:
         if self._ledger is not None:
             try:
                 self._ledger.close()
-            except OSError as error:
+            except DiskError as error:
                 log.warning("metrics.jsonl was not synced: %s", error)
         self._each("finish", exit_code)  # all trackers finish at once, within one deadline
         statuses: dict[str, Any] = {}

@@ -8,6 +8,7 @@ Order at the end, on every path out: checkpoint, ledger, trackers, summary.json.
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from adamwprune.callbacks.base import Callback, RunInfo
 from adamwprune.callbacks.console import Console, print_summary
 from adamwprune.callbacks.plot import Plot
 from adamwprune.config import Config, to_plain
-from adamwprune.distributed import joined
+from adamwprune.distributed import Ranks, joined
 from adamwprune.errors import OutOfMemoryError, RunError, TrackerError
 from adamwprune.run_directory import METRICS, RECORD, SUMMARY, locked, read_json, save_config, write_json
 from adamwprune.targets import build
@@ -28,11 +29,23 @@ from adamwprune.training.loop import evaluate_split, run_steps, samples_per_step
 from adamwprune.training.loop_state import LoopState, restore
 from adamwprune.training.random_state import determinism, seed_everything
 from adamwprune.training.records import Records
-from adamwprune.training.signals import StopSignals
+from adamwprune.training.signals import StopRequest, stop_requests
 from adamwprune.training.summary import summarise
 from adamwprune.training.throughput import Throughput
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Run:
+    """What there is of a run so far; a failure is reported with as much of it as exists."""
+
+    config: Config
+    directory: Path
+    ranks: Ranks
+    training: Training | None = None
+    state: LoopState | None = None
+    records: Records = field(default_factory=Records)
 
 
 def train(config: Config, directory: Path) -> float:
@@ -41,50 +54,53 @@ def train(config: Config, directory: Path) -> float:
     Raises:
         RunError: with the exit code of what went wrong; summary.json says the same.
     """
-    hardware = config.hardware
     with ExitStack() as stack:
-        stop = stack.enter_context(StopSignals())
-        ranks = stack.enter_context(joined(choose_device(hardware.device), hardware.timeout))
-        stack.enter_context(determinism(hardware.deterministic))
+        stop = stack.enter_context(stop_requests())
+        device_type = choose_device(config.hardware.device)
+        ranks = stack.enter_context(joined(device_type, config.hardware.timeout))
         config, directory = ranks.share((config, directory))
         if ranks.is_main:
             stack.enter_context(locked(directory))
-        seed_everything(config.seed, rank=0)  # equal weights on all ranks
-        training = build_training(config, ranks)
-        seed_everything(config.seed, ranks.rank)  # then each rank its own dropout
-        return _train(training, directory, stop)
+            (directory / SUMMARY).unlink(missing_ok=True)  # an earlier session's; this one has not ended
+        run = _Run(config, directory, ranks)
+        failure: BaseException | None = None
+        try:
+            with determinism(config.hardware.deterministic):
+                summary = _train(run, stop)
+        except BaseException as error:
+            failure = _explained(error, run)
+            run.records.failed(failure)
+            summary = _failure_summary(run, failure)
+        if ranks.is_main:
+            _close(run, summary)
+        if failure is not None:
+            raise failure
+        if ranks.is_main:
+            print_summary(summary)
+            _check_required_trackers(summary)
+        return float(summary["metrics"]["final"]["val/loss"])
 
 
-def _train(training: Training, directory: Path, stop: StopSignals) -> float:
-    ranks = training.ranks
+def _train(run: _Run, stop: StopRequest) -> dict[str, Any]:
+    """Build, continue, step, verify, test; the summary of a finished run."""
+    config, ranks, directory = run.config, run.ranks, run.directory
+    seed_everything(config.seed, rank=0)  # equal weights on all ranks
+    training = run.training = build_training(config, ranks)
+    seed_everything(config.seed, ranks.rank)  # then each rank its own dropout
     record = ranks.share(read_json(directory / RECORD) if ranks.is_main else {})
     revision = record["sessions"][-1]["code"]["revision"]
-    state = _continue_or_start(training, directory, revision)
-    records = _open_records(training, state, record, directory)
+    state = run.state = _continue_or_start(training, directory, revision)
+    run.records = _open_records(training, state, record, directory)
     throughput = _throughput(training)
-    failure: BaseException | None = None
-    try:
-        run_steps(training, state, records, stop, throughput, directory / "checkpoints", revision)
-        training.pruner.verify(state.step)
-        final = evaluate_split(training, "val")
-        if training.data.test is not None:
-            final |= evaluate_split(training, "test")  # the only reading of the test set
-        summary = summarise(training, state, "finished", 0, final | throughput.overall(), directory)
-        records.finished(summary)
-    except BaseException as error:
-        failure = _as_run_error(error, training)
-        records.failed(failure)
-        summary = summarise(training, state, _status(failure), _exit_code(failure), {}, directory)
-        summary["error"] = str(failure)
-    if ranks.is_main:
-        summary["trackers"] = records.close(summary["exit_code"])
-        write_json(directory / SUMMARY, summary)
-    if failure is not None:
-        raise failure
-    if ranks.is_main:
-        print_summary(summary)
-        _check_required_trackers(summary["trackers"])
-    return final["val/loss"]
+    run_steps(training, state, run.records, stop, throughput, directory / "checkpoints", revision)
+    training.pruner.verify(state.step)
+    final = dict(state.latest)
+    if training.data.test is not None:
+        final |= evaluate_split(training, "test")  # the only reading of the test set
+    summary = summarise(training, state, "finished", 0, final | throughput.overall(), directory)
+    summary["exact"] = summary["exact"] and record.get("exact", True)
+    run.records.finished(summary)
+    return summary
 
 
 def _continue_or_start(training: Training, directory: Path, revision: str | None) -> LoopState:
@@ -93,14 +109,10 @@ def _continue_or_start(training: Training, directory: Path, revision: str | None
     if not checkpoints.steps_on_disk(root):
         return LoopState.new(training)
     checkpoint = checkpoints.load_newest(root)
-    state = restore(training, checkpoint, revision, exact=_is_exact(training.config))
+    state = restore(training, checkpoint, revision, exact="environment" not in training.config.resume_allow)
     if training.ranks.is_main:
         log.info("continuing at step %d from %s", state.step, checkpoint.directory)
     return state
-
-
-def _is_exact(config: Config) -> bool:
-    return not config.resume_allow
 
 
 def _open_records(training: Training, state: LoopState, record: dict[str, Any], directory: Path) -> Records:
@@ -109,13 +121,17 @@ def _open_records(training: Training, state: LoopState, record: dict[str, Any], 
         return Records()
     config = training.config
     plain = to_plain(config)
-    write_json(directory / RECORD, {**record, **describe(training)})
+    is_exact = not config.resume_allow
+    # From here on the run is what this session makes of it, and stays inexact once it was.
+    now = {"config": plain, "overrides": record["sessions"][-1]["overrides"]}
+    exact = {"exact": is_exact and record.get("exact", True)}
+    write_json(directory / RECORD, {**record, **now, **exact, **describe(training)})
     save_config(directory, plain)
     trackers = [
         build(node, f"tracker.{name}", config.allow_targets)() for name, node in config.tracker.items()
     ]
     callbacks: list[Callback] = [Console(), Plot(), *trackers]
-    ledger = Ledger(directory / METRICS, state.step, exact=_is_exact(config))
+    ledger = Ledger(directory / METRICS, state.step, exact=is_exact)
     records = Records(ledger, callbacks)
     records.start(
         RunInfo(
@@ -144,35 +160,59 @@ def _throughput(training: Training) -> Throughput:
     )
 
 
-def _check_required_trackers(trackers: Mapping[str, Mapping[str, Any]]) -> None:
-    """A tracker that was required and missed rows is exit 6; the ledger is whole all the same."""
-    for name, status in trackers.items():
-        if status["required"] and status["state"] != "closed":
-            raise TrackerError(
-                f"tracker.{name}: {status['state']}, not all rows arrived; metrics.jsonl has them"
-            )
+def _close(run: _Run, summary: dict[str, Any]) -> None:
+    """Close ledger and trackers, then say in summary.json how the run ended."""
+    summary["trackers"] = run.records.close(summary["exit_code"])
+    if summary["exit_code"] == 0 and _missed(summary):
+        summary["exit_code"] = TrackerError.exit_code
+    write_json(run.directory / SUMMARY, summary)
+
+
+def _missed(summary: Mapping[str, Any]) -> list[str]:
+    """Trackers that were required and did not take every row."""
+    trackers = summary["trackers"].items()
+    return [name for name, status in trackers if status["required"] and status["state"] != "closed"]
+
+
+def _check_required_trackers(summary: Mapping[str, Any]) -> None:
+    """A required tracker that missed rows is exit 6; the ledger is whole all the same."""
+    for name in _missed(summary):
+        state = summary["trackers"][name]["state"]
+        raise TrackerError(f"tracker.{name}: {state}, not all rows arrived; metrics.jsonl has them")
 
 
 # ----------------------------------------------------------------------------- how a run can end
 
+# What torch says when the CPU's memory is used up.
+_NO_MEMORY = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
 
-def _as_run_error(error: BaseException, training: Training) -> BaseException:
-    """Running out of memory in words that help; everything else as it is."""
-    if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
+
+def _explained(error: BaseException, run: _Run) -> BaseException:
+    """The error as one line with its exit code; a bug's traceback goes to the log."""
+    if isinstance(error, RunError | KeyboardInterrupt | SystemExit):
         return error
-    size = training.config.hardware.micro_batch_size
-    return OutOfMemoryError(
-        f"hardware.micro_batch_size={size}: does not fit into the memory of {training.ranks.device} "
-        f"({str(error).splitlines()[0]}); try hardware.micro_batch_size={max(1, size // 2)}"
-    )
+    text = (str(error).splitlines() or [""])[0]
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in text for words in _NO_MEMORY):
+        size = run.config.hardware.micro_batch_size
+        return OutOfMemoryError(
+            f"hardware.micro_batch_size={size}: does not fit into the memory of {run.ranks.device} ({text}); "
+            f"try hardware.micro_batch_size={max(1, size // 2)}"
+        )
+    log.error("the run failed", exc_info=error)
+    return RunError(f"{type(error).__name__}: {text}; the traceback is in {run.directory / 'train.log'}")
 
 
-def _status(error: BaseException) -> str:
-    code = _exit_code(error)
-    return {7: "diverged", 75: "preempted", 130: "interrupted"}.get(code, "failed")
-
-
-def _exit_code(error: BaseException) -> int:
-    if isinstance(error, RunError):
-        return error.exit_code
-    return 130 if isinstance(error, KeyboardInterrupt) else 1
+def _failure_summary(run: _Run, failure: BaseException) -> dict[str, Any]:
+    """What can be said of a run that did not finish."""
+    code = failure.exit_code if isinstance(failure, RunError) else 130
+    if isinstance(failure, SystemExit):
+        code = failure.code if isinstance(failure.code, int) else 1
+    status = {7: "diverged", 75: "preempted", 130: "interrupted"}.get(code, "failed")
+    error = {"error": str(failure)}
+    if run.training is not None and run.state is not None:
+        try:
+            return summarise(run.training, run.state, status, code, {}, run.directory) | error
+        except RuntimeError as second:  # a device that failed cannot be asked again
+            log.warning("the state of the failed run could not be read: %s", second)
+    empty = {"metrics": {"final": {}, "best": {}}, "sparsity": {}, "parameters": {}, "trackers": {}}
+    return {"status": status, "exit_code": code, "steps": 0, "seconds": 0.0, **empty, **error}

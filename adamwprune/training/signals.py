@@ -1,61 +1,60 @@
 """Signals ask for a stop; the loop finishes its step, saves and leaves.
 
 SIGINT (Ctrl-C), SIGTERM and SIGUSR1 only set a flag. A second Ctrl-C, a second or more after
-the first (one key press reaches a process of a launcher twice), leaves at once.
+the first (one key press may reach a process twice), leaves at once.
 """
 
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from adamwprune.config import TrainerConfig
 from adamwprune.distributed import Ranks
 from adamwprune.errors import Interrupted, Preempted, RunError
+from adamwprune.signal_handlers import STOP_SIGNALS, handling
 from adamwprune.training.loop_state import LoopState
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 SECOND_SIGNAL_AFTER = 1.0  # seconds
+_OUT_OF_TIME = signal.SIGALRM  # stands for trainer.max_time among the signals that ranks compare
 
 
-class StopSignals:
-    """Context manager: installs the handlers, puts the old ones back, tells what was asked."""
+class StopRequest:
+    """Whether and by what the run was asked to stop."""
 
     def __init__(self) -> None:
-        self.received = 0
+        self._received = 0
         self._time = 0.0
-        self._entered = time.monotonic()
-        self._previous: dict[int, object] = {}
+        self._started = time.monotonic()
 
-    def __enter__(self) -> "StopSignals":
-        for number in SIGNALS:
-            # A launcher has its ranks ignore SIGINT: it sends SIGTERM itself.
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._previous[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def _on_signal(self, number: int, _: FrameType | None) -> None:
+    def on_signal(self, number: int, _: FrameType | None) -> None:
+        """The handler: remember the first signal; leave on a second Ctrl-C."""
         now = time.monotonic()
-        is_second = self.received == signal.SIGINT == number and now - self._time >= SECOND_SIGNAL_AFTER
-        if is_second:
+        if self._received == signal.SIGINT == number and now - self._time >= SECOND_SIGNAL_AFTER:
             os._exit(Interrupted.exit_code)
-        if not self.received:
-            self.received, self._time = number, now
+        if not self._received:
+            self._received, self._time = number, now
 
     def agreed(self, ranks: Ranks, trainer: TrainerConfig, state: LoopState) -> RunError | None:
         """The error that ends the run after this step, the same on every rank; None to go on."""
-        is_late = trainer.max_time is not None and time.monotonic() - self._entered > trainer.max_time
-        number = ranks.largest(self.received or (signal.SIGALRM if is_late else 0))
+        is_late = trainer.max_time is not None and time.monotonic() - self._started > trainer.max_time
+        number = ranks.largest(self._received or (_OUT_OF_TIME if is_late else 0))
         if number == signal.SIGINT:
             return Interrupted(f"Ctrl-C: stopped and saved at step {state.step}")
-        if number == signal.SIGALRM:
+        if number == _OUT_OF_TIME:
             return Preempted(f"trainer.max_time={trainer.max_time}: stopped and saved at step {state.step}")
         if number:
             return Preempted(f"{signal.Signals(number).name}: stopped and saved at step {state.step}")
         if trainer.stop_step is not None and state.step >= trainer.stop_step:
             return Preempted(f"trainer.stop_step={trainer.stop_step}: stopped and saved")
         return None
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Take the stop signals within the context."""
+    request = StopRequest()
+    with handling(request.on_signal, *STOP_SIGNALS):
+        yield request

@@ -34,7 +34,7 @@ TOKENS = (
     "trainer.global_batch_size=8",
 )
 # What makes every step of a short run count: rows, masks and checkpoints at odd intervals.
-BUSY = ("trainer.log_every=3", "trainer.eval_every=7", "recipe.warmup_steps=3")
+BUSY = ("trainer.log_every=3", "trainer.eval_every=7", "lr_schedule.warmup_steps=3")
 
 
 def configure(*overrides: str) -> Config:

@@ -82,6 +82,54 @@ def test_an_overflow_step_does_not_count(tmp_path, monkeypatch):
     assert state["optimizer"]["state"][0]["step"] == 10
 
 
+def test_an_overflow_in_pruned_gradients_alone_does_not_count_either(tmp_path, monkeypatch):
+    """Masking would hide the overflow that the scaler has seen: the check comes first."""
+    scaled(monkeypatch, 2.0**10)
+    real = run_module.build_training
+    moved = []
+
+    def build(config, ranks):
+        training = real(config, ranks)
+        weight, mask = training.model.fc1.weight, training.pruner.masks["fc1.weight"]
+        calls = []
+
+        def poison(gradient):
+            calls.append(weight.detach().clone())
+            if len(calls) in (8, 9):
+                assert not mask.all()  # some weights are pruned by now
+                gradient = gradient.masked_fill(~mask, torch.inf)
+            moved.append(len(calls) < 2 or not torch.equal(calls[-1], calls[-2]))
+            return gradient
+
+        weight.register_hook(poison)
+        return training
+
+    monkeypatch.setattr(run_module, "build_training", build)
+    directory = run(tmp_path / "run", *IMAGES, *PRUNED, "trainer.max_steps=10")
+    assert final_state(directory)["skipped"] == 2
+    assert [number for number, has in enumerate(moved, 1) if not has] == [9, 10]
+    assert summary(directory)["steps"] == 10
+
+
+def test_a_nan_in_a_pruned_gradient_stops_a_run_without_scaling(tmp_path, monkeypatch):
+    """A NaN is never masked away."""
+    real = run_module.build_training
+
+    def build(config, ranks):
+        training = real(config, ranks)
+        mask = training.pruner.masks["fc1.weight"]
+        training.model.fc1.weight.register_hook(
+            lambda gradient: gradient if mask.all() else gradient.masked_fill(~mask, torch.nan)
+        )
+        return training
+
+    monkeypatch.setattr(run_module, "build_training", build)
+    config, directory = start(tmp_path / "run", *IMAGES, *PRUNED, "trainer.max_steps=10")
+    with pytest.raises(DivergedError, match=r"first bad gradient in fc1.weight"):
+        train(config, directory)
+    assert summary(directory)["exit_code"] == 7
+
+
 def test_scaling_by_a_power_of_two_changes_no_bit(tmp_path, monkeypatch):
     """Unscaled gradients are those of a run without scaling."""
     shared = (*IMAGES, *PRUNED, "trainer.max_steps=10")

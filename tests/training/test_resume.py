@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from adamwprune import run_directory
-from adamwprune.errors import CheckpointError, Preempted, SparsityError
+from adamwprune.errors import CheckpointError, Preempted, RunError, SparsityError
 from adamwprune.training import loop_state
 from adamwprune.training import run as run_module
 from adamwprune.training.checkpoint import load_newest
@@ -105,7 +105,7 @@ def test_a_crash_between_checkpoints_replays_without_new_rows(tmp_path, monkeypa
         return real(training, batches)
 
     monkeypatch.setitem(run_module.run_steps.__globals__, "accumulate_gradients", crashing)
-    with pytest.raises(RuntimeError, match="power cut"):
+    with pytest.raises(RunError, match="power cut"):
         train(config, directory)
     assert load_newest(directory / "checkpoints").step == 14
     assert rows(directory)[-1]["step"] == 17
@@ -158,6 +158,7 @@ def test_each_field_left_out_is_noticed(tmp_path, monkeypatch, field):
         ({"world_size": 2}, "world_size: 2 -> 1"),
         ({"data": "0" * 64}, "data: 000"),
         ({"revision": "abc"}, "revision: abc ->"),
+        ({"numpy": "1.0"}, "numpy: 1.0 ->"),
     ],
 )
 def test_another_environment_is_refused(tmp_path, monkeypatch, change, words):

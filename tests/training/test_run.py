@@ -1,5 +1,6 @@
 """Whole runs: what they compute, what they leave, how they end."""
 
+import contextlib
 import json
 import math
 
@@ -8,7 +9,16 @@ import pytest
 import torch
 
 from adamwprune.distributed import Ranks
-from adamwprune.errors import ConfigError, DataError, DivergedError, Preempted, SparsityError
+from adamwprune.errors import (
+    ConfigError,
+    DataError,
+    DivergedError,
+    OutOfMemoryError,
+    Preempted,
+    RunError,
+    SparsityError,
+    TrackerError,
+)
 from adamwprune.training import run as run_module
 from adamwprune.training.build import build_training
 from adamwprune.training.run import train
@@ -187,7 +197,12 @@ def test_a_nan_never_reaches_the_weights(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("budget", "steps"),
-    [("trainer.max_steps=9", 9), ("trainer.max_epochs=1.5", 24), ("trainer.max_epochs=2", 32)],
+    [
+        ("trainer.max_steps=9", 9),
+        ("trainer.max_epochs=1.5", 24),
+        ("trainer.max_epochs=2", 32),
+        ("trainer.max_epochs=2.3125", 37),
+    ],
 )
 def test_budgets(budget, steps):
     """Steps of the whole run, and of its schedule, from either budget."""
@@ -227,6 +242,94 @@ def test_the_record_comes_from_the_live_objects(tmp_path):
     assert record["sessions"][0]["versions"]["torch"] == str(torch.__version__)
     assert (directory / "config.yaml").read_text().startswith("recipe:")
     assert (directory / "metrics.png").stat().st_size > 5000
+
+
+def test_a_run_whose_scores_overflow_still_leaves_a_summary(tmp_path):
+    """Perplexity beyond float is Infinity in its row and never the best."""
+    overrides = (
+        *TOKENS,
+        "model.dropout=0.0",
+        "optimizer=sgd",
+        "optimizer.lr=30000",
+        "trainer.grad_clip=null",
+    )
+    config, directory = start(tmp_path / "run", *overrides, "trainer.eval_every=1", "trainer.max_steps=8")
+    with contextlib.suppress(DivergedError):
+        train(config, directory)
+    report = summary(directory)
+    assert report["exit_code"] in (0, 7)
+    values = [best["value"] for best in report["metrics"]["best"].values()]
+    assert all(math.isfinite(value) for value in values)
+    assert any(row.get("val/perplexity") == "Infinity" for row in rows(directory))
+
+
+def test_remembering_the_best_ignores_what_is_not_finite():
+    """A first NaN must not stay the best for ever."""
+    from adamwprune.training.loop import remember_best
+    from adamwprune.training.loop_state import LoopState
+
+    state = LoopState(loss_sum=torch.zeros(()))
+    for step, (loss, accuracy) in enumerate(
+        [(math.nan, 0.2), (2.0, math.nan), (1.0, 0.1), (math.inf, 0.3)], 1
+    ):
+        state.step = step
+        remember_best(state, {"val/loss": loss, "val/accuracy": accuracy})
+    assert state.best == {"val/loss": {"value": 1.0, "step": 3}, "val/accuracy": {"value": 0.3, "step": 4}}
+
+
+def test_the_best_is_kept_between_checkpoints(tmp_path):
+    """Evaluations every 2, checkpoints every 12: the best of all evaluations is on disk at the end."""
+    directory = run(
+        tmp_path / "run", *IMAGES, "trainer.max_steps=24", "trainer.eval_every=2", "checkpoint.every=12"
+    )
+    best = summary(directory)["metrics"]["best"]["val/loss"]["step"]
+    assert (directory / "checkpoints" / f"step_{best:08d}").is_dir()
+
+
+def test_a_model_that_fails_leaves_a_summary_and_its_traceback(tmp_path, monkeypatch):
+    """Failures before the first step are recorded like later ones; an old summary does not stay."""
+    config, directory = start(tmp_path / "run", *IMAGES, "trainer.max_steps=4")
+    (directory / "summary.json").write_text('{"status": "preempted", "exit_code": 75}')
+
+    def broken(config, ranks):
+        raise ValueError("no such layer")
+
+    monkeypatch.setattr(run_module, "build_training", broken)
+    with pytest.raises(RunError, match=r"ValueError: no such layer; the traceback is in"):
+        train(config, directory)
+    report = summary(directory)
+    assert (report["status"], report["exit_code"]) == ("failed", 1)
+    assert "no such layer" in report["error"]
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")]
+)
+def test_out_of_memory_is_exit_8_with_the_batch_to_try(tmp_path, monkeypatch, error):
+    """On the CPU too, in torch's words for it."""
+    config, directory = start(tmp_path / "run", *IMAGES, "trainer.max_steps=4")
+
+    def full(*_):
+        raise error
+
+    monkeypatch.setitem(run_module.run_steps.__globals__, "accumulate_gradients", full)
+    with pytest.raises(
+        OutOfMemoryError, match=r"hardware.micro_batch_size=16.*try hardware.micro_batch_size=8"
+    ):
+        train(config, directory)
+    assert summary(directory)["exit_code"] == 8
+
+
+def test_a_required_tracker_that_fails_is_exit_6_in_the_record_too(tmp_path, monkeypatch):
+    """The ledger is whole, the summary and the process agree."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "file"))
+    overrides = (*IMAGES, "tracker=trackio", "tracker.trackio.required=true", "trainer.max_steps=4")
+    config, directory = start(tmp_path / "run", *overrides, "tracker.trackio.finish_timeout=3")
+    with pytest.raises(TrackerError, match=r"metrics\.jsonl has them"):
+        train(config, directory)
+    assert summary(directory)["exit_code"] == 6
+    assert len(rows(directory)) > 0
 
 
 def test_summary_format(tmp_path):
