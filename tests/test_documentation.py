@@ -197,7 +197,7 @@ def examples(tmp_path_factory) -> Iterator[Path]:
     importlib.invalidate_caches()
     yield directory
     sys.path.remove(str(directory))
-    targets.read_signature.cache_clear()
+    targets.read_parameters.cache_clear()
     for name in [name for name in sys.modules if name == "my" or name.startswith("my.")]:
         del sys.modules[name]
 

@@ -17,7 +17,7 @@ SHAPES = {"images": {"num_classes", "channels", "image_size"}, "tokens": {"vocab
 
 
 def node_of(option, **changes):
-    root = OmegaConf.create({"seed": 0, "data": OmegaConf.load(option)})
+    root = OmegaConf.create({"seed": 0, "recipe": {"block_size": 64}, "data": OmegaConf.load(option)})
     return {**OmegaConf.to_container(root, resolve=True)["data"], **changes}
 
 
@@ -27,7 +27,7 @@ def test_option_fits_its_target(option):
     node = node_of(option)
     assert targets.problems(node, "data") == []
     assert targets.problems({**node, "chanels": 1}, "data")
-    assert node.keys() == {"_target_", *targets.read_signature(node["_target_"]).keywords}
+    assert node.keys() == {"_target_", *targets.read_parameters(node["_target_"])}
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.stem)
@@ -65,7 +65,7 @@ def test_checking_options_imports_no_torch():
     code = (
         "import sys, adamwprune.data, adamwprune.assets\n"
         "from adamwprune import targets\n"
-        "assert targets.read_signature('adamwprune.data.hub_text.finewebedu').keywords\n"
+        "assert targets.read_parameters('adamwprune.data.hub_text.finewebedu')\n"
         "assert not {'torch', 'numpy', 'datasets', 'PIL', 'tiktoken'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
