@@ -31,7 +31,7 @@ from adamwprune.training.ledger import Ledger
 from adamwprune.training.loop import run_steps, samples_per_step
 from adamwprune.training.loop_state import LoopState
 from adamwprune.training.records import Records
-from adamwprune.training.signals import StopSignals
+from adamwprune.training.signals import stop_requests
 from adamwprune.training.throughput import Throughput
 
 ALONE = Ranks(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
@@ -85,7 +85,7 @@ def ours(config: Config, steps: int) -> Times:
     """The project's loop with its ledger, as `python train.py` runs it."""
     training = build_training(config, ALONE)
     clock = StepEnds()
-    with tempfile.TemporaryDirectory() as folder, StopSignals() as stop:
+    with tempfile.TemporaryDirectory() as folder, stop_requests() as stop:
         directory = Path(folder)
         throughput = Throughput(
             unit=training.data.unit,
