@@ -8,7 +8,7 @@ state that the criterion scores by (2).
 import os
 
 from adamwprune.callbacks.tracker import missing_packages
-from adamwprune.config import Config, Device
+from adamwprune.config import Config, Device, Precision
 from adamwprune.errors import ConfigError, HardwareError, TrackerError
 from adamwprune.targets import build
 from adamwprune.training.budget import total_steps
@@ -47,7 +47,13 @@ def check_devices(config: Config) -> None:
     import torch  # only where a device has to be looked for
 
     found = torch.cuda.device_count()
-    if hardware.device is Device.cuda and found < hardware.num_devices:
+    if hardware.device is Device.auto and found == 0:
+        if hardware.precision is Precision.fp16:
+            raise HardwareError(
+                "hardware.precision=fp16: found no CUDA device, and a CPU has no fp16; use fp32 or bf16"
+            )
+        return
+    if found < hardware.num_devices:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         where = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible!r})"
         raise HardwareError(

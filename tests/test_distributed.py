@@ -139,6 +139,8 @@ def test_every_cuda_option_says_what_to_type_instead(option):
     with pytest.raises(HardwareError, match="hardware=cpu"):
         check_devices(configure("model=gpt2", f"hardware={option}"))
     check_devices(configure("hardware=auto"))
+    with pytest.raises(HardwareError, match="a CPU has no fp16"):
+        check_devices(configure("hardware=auto", "hardware.precision=fp16"))
     check_devices(configure("hardware=cpu"))
 
 
