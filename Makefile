@@ -15,7 +15,7 @@ RUN := $(VENV)/bin/python
 .DEFAULT_GOAL := train
 
 train: install  ## Train the default run: LeNet-5 on real MNIST digits, pruned to 90 %
-	$(RUN) train.py experiment=$(DEFCONFIG) tracker=$(TRACKER) $(ARGS)
+	$(RUN) train.py experiment=$(DEFCONFIG) 'tracker=$(TRACKER)' $(ARGS)
 
 test: install  ## Run the tests (under 4 minutes on 2 cores)
 	$(RUN) -m pytest -n auto $(ARGS)

@@ -1,12 +1,10 @@
 """From a command line to a checked Config, by Hydra's compose API, before Hydra acts on it.
 
-Hydra reports a composition error in several lines and with exit code 1; here each becomes one
-line that names the key, the nearest right one and the fix, with exit code 2. `complete` adds
-what a command line implies, `compose` composes it, `to_config` makes and checks the dataclasses.
+`complete` adds what a command line implies, `compose` composes it, `to_config` makes and checks
+the dataclasses. Each error is one line (explanations.py says which) and exit code 2.
 """
 
 import dataclasses
-import difflib
 import functools
 import re
 from collections.abc import Iterator, Mapping
@@ -14,20 +12,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from adamwprune import targets
 from adamwprune.config import Config, flatten, from_plain, register_configs, to_plain
 from adamwprune.errors import ConfigError
+from adamwprune.explanations import explain, explain_interpolation, first_line, resolver_message
 from adamwprune.resolvers import register_resolvers
 from adamwprune.validation import validate
 
@@ -45,7 +43,7 @@ def parse(overrides: list[str]) -> list[Override]:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except OverrideParseException as error:
         raise ConfigError(
-            f"{error.override}: not KEY=VALUE as Hydra reads it ({_first_line(error)}); quote values with "
+            f"{error.override}: not KEY=VALUE as Hydra reads it ({first_line(error)}); quote values with "
             "commas, brackets, spaces or ~, as in 'tracker=[wandb,trackio]' or \"data.path='~/x'\""
         ) from None
     seen: dict[str, str] = {}
@@ -113,12 +111,8 @@ def compose(overrides: list[str], conf_dir: Path = CONF_DIR) -> DictConfig:
     with _initialized(conf_dir):
         try:
             composed = hydra_compose("config", overrides=overrides, return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-            raise ConfigError(_explain(error, parsed, conf_dir)) from None
-        except Exception as error:  # whatever else Hydra trips over, such as model=3
-            raise ConfigError(
-                f"{' '.join(overrides)}: {type(error).__name__}: {_first_line(error)}"
-            ) from None
+        except Exception as error:  # Hydra lets all kinds through, such as ValueError for model=3
+            raise ConfigError(explain(error, parsed, conf_dir, lambda: _known_keys(conf_dir))) from None
     _check_hydra_node(composed, conf_dir)
     HydraConfig.instance().set_config(composed)
     return composed
@@ -162,6 +156,14 @@ def _flat_hydra_node(composed: DictConfig) -> dict[str, Any]:
     return dict(flatten(OmegaConf.to_container(composed.hydra), "hydra"))
 
 
+def _known_keys(conf_dir: Path) -> set[str]:
+    """Every dotted key of the default configuration and of the schema, and every group."""
+    with _initialized(conf_dir):
+        default = OmegaConf.to_container(hydra_compose("config"), resolve=False)
+    keys = {leaf for tree in (default, to_plain(Config())) for leaf, _ in flatten(tree)}
+    return keys | {path.name for path in conf_dir.iterdir() if path.is_dir()}
+
+
 @contextmanager
 def _initialized(conf_dir: Path) -> Iterator[None]:
     register_configs()
@@ -184,9 +186,9 @@ def to_config(composed: DictConfig, command_line: list[str] | None = None) -> Co
     try:
         plain = OmegaConf.to_container(run, resolve=True, enum_to_str=True)
     except InterpolationKeyError as error:
-        raise ConfigError(_explain_interpolation(error, run)) from None
+        raise ConfigError(explain_interpolation(error, HydraConfig.get().runtime.choices, CONF_DIR)) from None
     except OmegaConfBaseException as error:
-        raise ConfigError(_resolver_message(error)) from None
+        raise ConfigError(resolver_message(error)) from None
     assert isinstance(plain, dict)
     if problems := [*_unknown_keys(plain, Config, ""), *_missing(plain)]:
         raise ConfigError(*problems)
@@ -218,95 +220,3 @@ def _missing(plain: Mapping[str, Any]) -> Iterator[str]:
     for key, value in flatten(plain):
         if value == "???":
             yield f"{key}=???: required; give {key}=VALUE"
-
-
-# ---------------------------------------------------------------------------- one line an error
-
-
-def _explain(error: Exception, parsed: list[Override], conf_dir: Path) -> str:
-    """What Hydra or OmegaConf said, as one line with the nearest right key or option."""
-    text = f"{error}\n{error.__cause__ or ''}"  # Hydra wraps OmegaConf's reason
-    if match := re.search(r"Could not (?:override|append) '([^']+)'", text):
-        return _explain_key(match[1].split("@")[0], parsed, conf_dir)
-    if match := re.search(r"Could not (?:find|load) '([^']+)'", text):
-        listed = re.search(r"Available options in '[^']*':\n((?:\t.*\n?)*)", text)
-        return _explain_option(match[1], listed[1].split() if listed else [], conf_dir)
-    if match := re.search(r"Key '([^']+)' (?:is )?not in (?:struct|'(\w+)')", text):
-        full_key = re.search(r"full_key: (\S+)", text)
-        return _explain_key(full_key[1] if full_key else match[1], parsed, conf_dir)
-    if match := re.search(r"full_key: (\S+)", text):
-        given = next((o.input_line for o in parsed if o.key_or_group == match[1]), match[1])
-        return f"{given}: {_reason(text)}"
-    if isinstance(error, yaml.YAMLError):
-        return f"a file of the configuration is not YAML: {' '.join(text.split())}"
-    return " ".join(text.split())
-
-
-def _explain_key(key: str, parsed: list[Override], conf_dir: Path) -> str:
-    given = next((o.input_line for o in parsed if o.key_or_group == key), key)
-    if key.startswith("pruning/"):
-        return (
-            f"{given}: the chosen pruning option has no such part; pruning=none prunes nothing, "
-            "choose pruning=magnitude or pruning=state"
-        )
-    return f"{given}: unknown key; {_nearest_key(key, conf_dir)}"
-
-
-def _explain_option(name: str, listed: list[str], conf_dir: Path) -> str:
-    group, _, option = name.rpartition("/")
-    options = sorted(listed or (path.stem for path in (conf_dir / group).glob("*.yaml")))
-    if not options:
-        return f"{name}: no such group or option in conf/"
-    close = targets.nearest(option, options) if option else ""
-    hint = close if close.startswith("did") else ""
-    return f"{group}={option}: no such option; {hint + ' ' if hint else ''}allowed: {', '.join(options)}"
-
-
-def _nearest_key(key: str, conf_dir: Path) -> str:
-    """The key that was probably meant: spelled alike, or the same last part somewhere else."""
-    with _initialized(conf_dir):
-        default = OmegaConf.to_container(hydra_compose("config"), resolve=False)
-    known = {leaf for leaf, _ in flatten(default)} | {leaf for leaf, _ in flatten(to_plain(Config()))}
-    known |= {path.name for path in conf_dir.iterdir() if path.is_dir()}
-    elsewhere = sorted(name for name in known if name.rpartition(".")[2] == key)
-    section = key.rpartition(".")[0]
-    siblings = sorted(name for name in known if section and name.startswith(f"{section}."))
-    close = elsewhere or difflib.get_close_matches(key, siblings or known, n=1)
-    if close:
-        return f"did you mean {close[0]}?"
-    return f"{section} has {', '.join(siblings)}" if siblings else "python train.py --cfg job shows all keys"
-
-
-def _explain_interpolation(error: InterpolationKeyError, run: DictConfig) -> str:
-    """A model asks its data set for a shape that this kind of data does not have."""
-    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    match = re.search(r"'data\.(\w+)'", str(error))
-    if not match:
-        return f"{error.full_key}: {_first_line(error)}"
-    fitting = sorted(path.stem for path in (CONF_DIR / "data").glob("*.yaml") if _has_key(path, match[1]))
-    return (
-        f"model={choices.get('model')} data={choices.get('data')}: this model needs data with {match[1]}; "
-        f"choose data= one of {', '.join(fitting)}"
-    )
-
-
-def _has_key(file: Path, key: str) -> bool:
-    return re.search(rf"^{key}:", file.read_text(encoding="utf-8"), re.MULTILINE) is not None
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def _reason(text: str) -> str:
-    """The line that says why, without those that say where."""
-    skipped = ("full_key:", "object_type=", "reference_type=", "Error merging override")
-    return next(
-        (line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith(skipped)),
-        text,
-    )
-
-
-def _resolver_message(error: Exception) -> str:
-    """The message of a resolver's own exception, which OmegaConf wraps."""
-    return _first_line(error).removeprefix("ValueError raised while resolving interpolation: ")
