@@ -60,7 +60,7 @@ def test_every_experiment_composes_and_opens_with_its_command(experiment):
 
 
 def test_each_shipped_model_has_an_experiment():
-    """Issue A: one for each."""
+    """A user finds a command for whichever model ships."""
     models = {path.stem for path in (CONF_DIR / "model").glob("*.yaml")}
     chosen = {compose([f"experiment={name}"]).hydra.runtime.choices.model for name in EXPERIMENTS}
     assert chosen == models

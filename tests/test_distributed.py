@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,8 +98,15 @@ def test_a_stop_asked_of_the_launcher_reaches_every_rank_once(tmp_path, number, 
     report = summary(tmp_path / "run")
     assert (report["status"], report["exit_code"]) == (status, code)
     assert report["steps"] > 0
-    listed = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True)
-    assert listed.stdout == ""
+    left = [file for file in Path("/proc").glob("[0-9]*/cwd") if _points_to(file, tmp_path)]
+    assert left == []
+
+
+def _points_to(link, folder):
+    try:
+        return link.readlink() == folder
+    except OSError:  # the process has ended, or is another user's
+        return False
 
 
 def test_a_sweep_under_torchrun_is_refused(monkeypatch):
