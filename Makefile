@@ -32,11 +32,12 @@ lint: install  ## Check style
 install: $(VENV)/.installed  ## Create .venv with the pinned dependencies
 
 $(VENV)/.installed: setup.cfg constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14) and "Python 3.10 to 3.13 is needed, this is %d.%d; set PYTHON=" % sys.version_info[:2])'
-	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[trackio,wandb,hub,test]'
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14) and "Python 3.10 to 3.13 is needed, this is %d.%d; set PYTHON=" % sys.version_info[:2])'
+	@echo "installing the pinned dependencies into $(VENV), once"
+	@$(PYTHON) -m venv $(VENV)
+	@$(RUN) -m pip install --quiet --upgrade pip
+	@PYTHONWARNINGS=ignore $(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[trackio,wandb,hub,test]'
+	@touch $@
 
 help:  ## List these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16

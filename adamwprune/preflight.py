@@ -6,6 +6,8 @@ state that the criterion scores by (2).
 """
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from adamwprune.callbacks.tracker import missing_packages
 from adamwprune.config import Config, Device, Precision
@@ -81,6 +83,7 @@ def check_data(config: Config) -> None:
     steps = total_steps(config.trainer, steps_per_epoch, data)
     if problems := [*warmup_problems(config, steps), *plan_problems(config, steps)]:
         raise ConfigError(*problems)
+    _try("lr_schedule", config.lr_schedule, config, 0, steps)
 
 
 def check_model(config: Config) -> None:
@@ -96,7 +99,18 @@ def check_model(config: Config) -> None:
 
     with torch.device("meta"):
         model = build(config.model, "model")()
-    find_prunable(model, include=config.pruning.include, exclude=config.pruning.exclude)
+    prunable, _ = find_prunable(model, include=config.pruning.include, exclude=config.pruning.exclude)
+    if config.pruning.scope is not None:
+        shapes = [tuple(parameter.shape) for parameter in prunable.values()]
+        _try("pruning.scope", config.pruning.scope, config, shapes, config.pruning.target_sparsity)
+
+
+def _try(path: str, node: Mapping[str, Any], config: Config, *arguments: Any) -> None:
+    """Call what a node names as the run will: a target that is there but plays another part is refused."""
+    try:
+        build(node, path, config.allow_targets)(*arguments)
+    except TypeError as error:
+        raise ConfigError(f"{path}._target_={node['_target_']}: cannot be used as {path} ({error})") from None
 
 
 def check_criterion_state(config: Config) -> None:

@@ -281,6 +281,10 @@ def test_each_mistake_is_exit_2_in_one_line_and_creates_nothing(line, words, tmp
         ("pruning=state trainer.max_epochs=0.05", "no update inside"),
         ("optimizer=sgd pruning=state", "does not keep"),
         ("trainer.max_tokens=1000", "has no tokens"),
+        (
+            "pruning=state pruning.scope._target_=adamwprune.pruning.schedules.linear",
+            "cannot be used as pruning.scope",
+        ),
     ],
 )
 def test_what_only_the_objects_know_is_refused_before_a_folder_exists(line, words, tmp_path, monkeypatch):

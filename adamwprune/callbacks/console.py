@@ -119,10 +119,11 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 
 def tracker_line(status: dict[str, Any]) -> str:
-    """State of a tracker, rows it missed, where its data is, and the command that shows or sends it."""
+    """State of a tracker, rows it missed, and where they are or the command that sends or shows them."""
     dropped = f"{status['dropped']} rows not sent" if status.get("dropped") else None
-    where, command = status.get("url") or status.get("path"), status.get("sync") or status.get("show")
-    return "; ".join(str(part) for part in (status["state"], dropped, where, command) if part)
+    places = (status.get(key) for key in ("sync", "url", "show", "path"))
+    where = next((place for place in places if place), None)
+    return "; ".join(str(part) for part in (status["state"], dropped, where) if part)
 
 
 def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:

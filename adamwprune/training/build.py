@@ -153,6 +153,7 @@ def describe(training: Training) -> dict[str, Any]:
         "pruning": training.pruner.describe(),
         "data": {"name": training.data.name, "fingerprint": training.data.fingerprint, **training.data.facts},
         "hardware": {
+            "torch": str(torch.__version__),  # with the build: +cpu, +cu130, ...
             "device": torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu",
             "world_size": ranks.world_size,
             "threads": torch.get_num_threads(),
