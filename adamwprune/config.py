@@ -150,6 +150,9 @@ class Config:
 NODES = ("data", "model", "optimizer", "lr_schedule")
 # Keys that a continued run may change: they say when, where to and to whom, not what is computed.
 HARMLESS = (
+    "data.data_dir",  # where the data lie, not what they are: their fingerprint is compared
+    "data.path",
+    "data.source",
     "hardware.num_workers",
     "hardware.peak_flops",
     "hardware.timeout",

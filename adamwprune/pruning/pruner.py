@@ -98,7 +98,7 @@ class Pruner(SparsityCounter):
         self._criterion, self._scope = criterion, scope
         self._state = StateView(optimizer)
         self._last_update = -1
-        self._unseen = 0  # as last logged
+        self._has_told_unseen = False
         self._check_needs()
         self._warn_if_cold()
 
@@ -136,9 +136,9 @@ class Pruner(SparsityCounter):
             # With the weight alone at 0 its moments would move it back within a few steps.
             self._state.zero_pruned_(parameter, self.masks[name])
         self.masks.recount()
-        if unseen != self._unseen:
-            log.info("step %d: no gradient ever reached %d live weights; they are kept", step, unseen)
-            self._unseen = unseen
+        if unseen and not self._has_told_unseen:
+            log.info("step %d: no gradient ever reached %d live weights; they score infinity", step, unseen)
+            self._has_told_unseen = True
         return MaskUpdate(
             step=step,
             pruned=self.pruned(),
