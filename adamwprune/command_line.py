@@ -131,7 +131,9 @@ def _check_unchanged(directory: Path, config: Config) -> None:
         return
     names = [line.partition(":")[0] for line in changed]
     advice = f", or add 'resume_allow=[{','.join(names)}]' to go on all the same"
-    if any(name.startswith("pruning.") for name in names):
+    if run_directory.is_finished(directory):
+        advice = "; the run is complete, so start a new one"
+    elif any(name.startswith("pruning.") for name in names):
         advice = "; masks belong to the pruning that made them"
     raise CheckpointError(f"resume={directory}: would change {'; '.join(changed)}; leave that out{advice}")
 

@@ -56,13 +56,15 @@ def parse(overrides: list[str]) -> list[Override]:
         if key in seen and not key.startswith("hydra"):
             raise ConfigError(f"{override.input_line}: {key} is given twice (first {seen[key]}); keep one")
         seen[key] = override.input_line or ""
-        if key == "tracker" and isinstance(names := override.value(), list):
-            _check_tracker_list(override.input_line or "", [str(name) for name in names])
+        if isinstance(names := override.value(), list) and (CONF_DIR / key).is_dir():
+            _check_option_list(key, override.input_line or "", [str(name) for name in names])
     return parsed
 
 
-def _check_tracker_list(given: str, names: list[str]) -> None:
-    """Hydra composes [none,wandb] to wandb, and a name given twice once, without a word."""
+def _check_option_list(group: str, given: str, names: list[str]) -> None:
+    """Hydra merges a list of options, [none,wandb] to wandb, without a word: only trackers add up."""
+    if group != "tracker":
+        raise ConfigError(f"{given}: takes one option; to run each in turn: -m {group}={','.join(names)}")
     if "none" in names or "both" in names or len(set(names)) < len(names):
         raise ConfigError(
             f"{given}: must name each tracker once, without none or both, as in '[wandb,trackio]'"

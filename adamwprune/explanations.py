@@ -68,10 +68,32 @@ def _unknown_option(name: str, listed: list[str], conf_dir: Path) -> str:
     return f"{group}={option}: no such option; {hint + ' ' if hint else ''}allowed: {', '.join(options)}"
 
 
+# What other programs call our keys.
+_ALIASES = {
+    "learning_rate": "optimizer.lr",
+    "wd": "optimizer.weight_decay",
+    "batch_size": "trainer.global_batch_size",
+    "epochs": "trainer.max_epochs",
+    "steps": "trainer.max_steps",
+    "iterations": "trainer.max_steps",
+    "sparsity": "pruning.target_sparsity",
+    "clip": "trainer.grad_clip",
+    "device": "hardware.device",
+}
+
+
 def _nearest_key(key: str, known: set[str]) -> str:
     """The key that was probably meant: spelled alike, or the same last part somewhere else."""
+    section, _, last = key.rpartition(".")
+    if key in known:  # and yet it was refused
+        return (
+            f"the chosen {section} option has no {last}"
+            if section
+            else "a file needs '# @package _global_' for it"
+        )
+    if (meant := _ALIASES.get(key.rpartition(".")[2])) in known:
+        return f"did you mean {meant}?"
     elsewhere = sorted(name for name in known if name.rpartition(".")[2] == key)
-    section = key.rpartition(".")[0]
     siblings = sorted(name for name in known if section and name.startswith(f"{section}."))
     close = elsewhere or difflib.get_close_matches(key, siblings or known, n=1)
     if close:

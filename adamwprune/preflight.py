@@ -57,12 +57,13 @@ def check_devices(config: Config) -> None:
         return
     if found < hardware.num_devices:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        is_gpt2 = config.model["_target_"].endswith(".GPT2")
         where = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible!r})"
         raise HardwareError(
             f"hardware.num_devices={hardware.num_devices}: needs as many CUDA devices, found {found}{where}; "
             "type hardware=cpu instead"
             + (f", or hardware.num_devices={found}" if found else "")
-            + " (for GPT-2 in minutes on a CPU: experiment=gpt2-shakespeare-cpu)"
+            + (" (for GPT-2 in minutes on a CPU: experiment=gpt2-shakespeare-cpu)" if is_gpt2 else "")
         )
 
 

@@ -191,7 +191,11 @@ def resume_overrides(directory: Path, today: list[str]) -> list[str]:
     Raises:
         CheckpointError: `directory` holds no run.
     """
-    record = read_json(directory / RECORD)
+    if (directory / "sweep.jsonl").exists():
+        raise CheckpointError(
+            f"resume={directory}: a sweep; resume its jobs one by one, such as {directory / '0'}"
+        )
+    record = read_json(directory / RECORD) if directory.is_dir() else {}
     if not record:
         raise CheckpointError(
             f"resume={directory}: no run there ({RECORD} is missing); give the folder of a run, "

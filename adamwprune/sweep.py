@@ -203,8 +203,12 @@ def _run_job(job: Job, number: int, directory: Path, group: str) -> tuple[dict[s
 
 
 def _table(results: list[dict[str, Any]], count: int) -> Table:
-    failed = sum(result["exit_code"] != 0 for result in results)
-    table = Table(title=f"{len(results)} of {count} jobs run, {failed} failed", title_justify="left")
+    failed = sum(result["exit_code"] not in (0, *STOPPED) for result in results)
+    stopped = sum(result["exit_code"] in STOPPED for result in results)
+    title = f"{len(results)} of {count} jobs run, {failed} failed" + (
+        f", {stopped} stopped" if stopped else ""
+    )
+    table = Table(title=title, title_justify="left")
     for column in ("job", "choices", "outcome", "metric", "sparsity", "seconds"):
         table.add_column(column, overflow="fold")
     for result in results:

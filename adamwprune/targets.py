@@ -116,13 +116,16 @@ def read_parameters(name: str) -> Mapping[str, Parameter]:
     """The keyword-only parameters of the function or class called `name`, read from its source with ast.
 
     Raises:
-        LookupError: no such module, or the module defines no such public function or class.
+        LookupError: no such module, one that is not Python, or it defines no such public function or class.
     """
     module_name, _, attribute = name.rpartition(".")
     source = _source_file(module_name)
     if source is None:
         raise LookupError(f"there is no module {module_name}")
-    tree = ast.parse(source.read_text(encoding="utf-8"))
+    try:
+        tree = ast.parse(source.read_text(encoding="utf-8"))
+    except SyntaxError as error:
+        raise LookupError(f"{source}, line {error.lineno}: {error.msg}") from None
     definitions = {
         item.name: item
         for item in tree.body

@@ -23,10 +23,10 @@ def validate(config: Config) -> None:
     Raises:
         ConfigError: one line that lists all problems.
     """
-    found = [
-        *_range_problems(config, ""),
+    found = list(_range_problems(config, ""))
+    found += [
         *_target_problems(config),
-        *_pruning_problems(config),
+        *_pruning_problems(config, has_plan=not found),
         *_budget_problems(config),
         *_batch_problems(config),
         *_model_problems(config),
@@ -76,7 +76,8 @@ def _target_problems(config: Config) -> Iterator[str]:
             yield f"tracker.{name}: is no tracker; choose none, trackio, wandb, both or '[wandb,trackio]'"
 
 
-def _pruning_problems(config: Config) -> Iterator[str]:
+def _pruning_problems(config: Config, *, has_plan: bool) -> Iterator[str]:
+    """`has_plan`: whether all numbers are in their ranges, so that the plan can be looked at."""
     pruning = config.pruning
     # include and exclude say what is counted, in a dense run too.
     neutral = ("criterion", "include", "exclude")
@@ -100,7 +101,7 @@ def _pruning_problems(config: Config) -> Iterator[str]:
     for edge in ("start", "end"):
         if getattr(pruning, f"{edge}_step") is None and getattr(pruning, f"{edge}_fraction") is None:
             yield f"pruning.{edge}_step=null and pruning.{edge}_fraction=null: give one of them"
-    if config.trainer.max_steps is not None and not missing:
+    if config.trainer.max_steps is not None and has_plan and not missing:
         yield from plan_problems(config, config.trainer.max_steps)
 
 

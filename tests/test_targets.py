@@ -91,6 +91,14 @@ def test_user_code_runs_only_when_named_exactly(tmp_path, monkeypatch):
     ]
 
 
+def test_a_users_syntax_error_is_named_with_its_line(tmp_path, monkeypatch):
+    """Before anything is imported or created."""
+    (tmp_path / "broken_code.py").write_text("import torch\ndef model(*, width: int)\n    return width\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (problem,) = targets.problems({"_target_": "broken_code.model"}, "model", ["broken_code.model"])
+    assert "broken_code.py, line 2: expected ':'" in problem
+
+
 def test_checking_imports_nothing():
     """The check of a node leaves torch and the target's module unimported."""
     code = (

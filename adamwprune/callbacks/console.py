@@ -39,6 +39,10 @@ class ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg]
     def __init__(self) -> None:
         super().__init__(sys.stderr)
 
+    def format(self, record: logging.LogRecord) -> str:
+        """The message alone: a traceback is for train.log."""
+        return record.getMessage()
+
     @property
     def stream(self) -> Any:
         """The current standard error."""
@@ -66,11 +70,11 @@ class Console(Callback):
         )
         self._task = self._progress.add_task("training", total=None, numbers="")
         self._numbers: Row = {}
-        self._run: RunInfo | None = None
+        self._total_steps = 0
 
     def on_train_start(self, run: RunInfo) -> None:
         """Say which run starts and where it is kept; start the bar."""
-        self._run = run
+        self._total_steps = run.total_steps
         log.info("run %s in project %s, recorded in %s", run.name, run.project, run.directory)
         self._progress.update(self._task, total=run.total_steps, completed=run.first_step)
         self._progress.start()
@@ -81,10 +85,10 @@ class Console(Callback):
 
     def on_log(self, step: int, time: float, row: Row) -> None:
         """Show the newest numbers; without a terminal, one line for each evaluation."""
-        self._numbers |= {name: row[name] for name in SHOWN if name in row}
+        self._numbers |= {name: row[name] for name in BESIDE_THE_BAR if name in row}
         self._progress.update(self._task, numbers=_numbers(self._numbers, BESIDE_THE_BAR))
         if "val/loss" in row:
-            log.info("step %d: %s", step, _numbers(self._numbers, SHOWN))
+            log.info("step %d/%d: %s", step, self._total_steps, _numbers(row, SHOWN))
 
     def on_train_end(self, summary: dict[str, Any]) -> None:
         """Leave the bar; the table follows when the trackers have closed."""
@@ -115,15 +119,24 @@ def print_summary(summary: dict[str, Any]) -> None:
     table.add_column(overflow="fold")
     for label, text in summary_rows(summary):
         table.add_row(label, text)
-    Terminal().print(table)
+    terminal = Terminal()
+    terminal.print(table)
+    for name, status in summary["trackers"].items():
+        if command := status.get("sync") or status.get("show"):
+            # Not in the table: a line to copy must not be broken.
+            terminal.print(f"{name}: {command}", soft_wrap=True, highlight=False)
 
 
 def tracker_line(status: dict[str, Any]) -> str:
-    """State of a tracker, rows it missed, and where they are or the command that sends or shows them."""
+    """State of a tracker, rows it has and missed, and the address of the run where it has one."""
+    sent = f"{status['sent']} rows sent" if "sent" in status else None
     dropped = f"{status['dropped']} rows not sent" if status.get("dropped") else None
-    places = (status.get(key) for key in ("sync", "url", "show", "path"))
-    where = next((place for place in places if place), None)
-    return "; ".join(str(part) for part in (status["state"], dropped, where) if part)
+    return "; ".join(str(part) for part in (status["state"], sent, dropped, status.get("url")) if part)
+
+
+def shown_path(path: Path) -> Path:
+    """The path as one would type it here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
@@ -146,7 +159,6 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     )
     rows.append(("time", f"{summary['seconds']:.1f} s for {summary['steps']:,} steps"))
     rows += [(name, tracker_line(status)) for name, status in summary["trackers"].items()]
-    run = Path(summary["paths"]["run"])
-    rows.append(("run", str(run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run)))
+    rows.append(("run", str(shown_path(Path(summary["paths"]["run"])))))
     rows.append(("files", ", ".join(text for name, text in summary["paths"].items() if name != "run")))
     return rows

@@ -297,9 +297,10 @@ class Pruner(SparsityCounter):
         first = self.plan.updates()[0]
         if first < warm and not set(SECOND_MOMENTS).isdisjoint(needs(self._criterion)):
             log.warning(
-                "pruning.start_step=%d: exp_avg_sq averages too few gradients before step %.0f "
-                "(3 / (1 - beta2)); start later, or lower beta2",
+                "pruning.start_step=%d: before step %.0f, 3 / (1 - beta2), exp_avg_sq averages too few "
+                "gradients to prune by; set pruning.start_step=%.0f or later, train longer, or lower beta2",
                 first,
+                warm,
                 warm,
             )
 

@@ -29,6 +29,8 @@ def plot_run(metrics_file: Path, png_file: Path, title: str) -> None:
             style = "steps-post" if name == SPARSITY else "default"
             axis.plot(steps, [scale * value for value in values], label=name, linewidth=1.2, drawstyle=style)
         axis.set_ylabel({LOSSES: "loss (nats)", (SPARSITY,): "sparsity (%)"}.get(names, _label(names[0])))
+        if names == (SPARSITY,):
+            axis.set_ylim(-2, 102)
         axis.grid(alpha=0.3)
     axes[0].legend(frameon=False)
     axes[-1].set_xlabel("optimizer step")
@@ -36,7 +38,8 @@ def plot_run(metrics_file: Path, png_file: Path, title: str) -> None:
 
 
 def _label(name: str) -> str:
-    return f"{name.partition('/')[2]} (%)" if name.endswith("accuracy") else name.partition("/")[2]
+    words = name.replace("/", " ")
+    return f"{words} (%)" if name.endswith("accuracy") else words
 
 
 def series(rows: list[dict[str, object]], name: str) -> tuple[list[int], list[float]]:

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from adamwprune.callbacks.base import Callback, RunInfo
-from adamwprune.callbacks.console import Console, print_summary
+from adamwprune.callbacks.console import Console, print_summary, shown_path
 from adamwprune.callbacks.plot import Plot
 from adamwprune.config import Config, to_plain
 from adamwprune.distributed import Ranks, joined
-from adamwprune.errors import OutOfMemoryError, RunError, TrackerError
+from adamwprune.errors import Interrupted, OutOfMemoryError, Preempted, RunError, TrackerError
 from adamwprune.run_directory import METRICS, RECORD, SUMMARY, locked, read_json, save_config, write_json
 from adamwprune.targets import build
 from adamwprune.training import checkpoint as checkpoints
@@ -74,6 +74,8 @@ def train(config: Config, directory: Path) -> float:
         if ranks.is_main:
             _close(run, summary)
         if failure is not None:
+            if ranks.is_main and isinstance(failure, Preempted | Interrupted):
+                log.info("to continue: python train.py resume=%s", shown_path(directory))
             raise failure
         if ranks.is_main:
             print_summary(summary)
