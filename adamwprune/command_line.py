@@ -5,6 +5,7 @@ What is refused has created nothing.
 """
 
 import argparse
+import logging
 import os
 import sys
 import traceback
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from adamwprune import __version__, run_directory
@@ -33,12 +35,22 @@ def exit_codes() -> Iterator[None]:
     except RunError as error:
         for problem in error.problems:
             print(f"error[{error.exit_code}]: {problem}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _leave(error.exit_code)
     except KeyboardInterrupt:
-        sys.exit(130)
+        _leave(130)
     except Exception:
         traceback.print_exc()
-        sys.exit(1)
+        _leave(1)
+
+
+def _leave(code: int) -> None:
+    """End the process; a rank of several at once: torch's threads may abort or wait at an ordinary exit."""
+    if is_rank():
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def prepare(arguments: list[str]) -> list[str]:
@@ -57,14 +69,17 @@ def prepare(arguments: list[str]) -> list[str]:
     flags = get_args_parser().parse_args(arguments)
     if any(getattr(flags, name) for name in INFORMATION):
         return _for_information(arguments, flags)
+    if flags.resolve or flags.package or flags.experimental_rerun:
+        raise ConfigError("--resolve, --package: go with --cfg; --experimental-rerun is not supported")
     today = _with_search_path(flags)
     keys = given_keys(today)
     if flags.multirun or keys.get("sweep") is not None:
         _run_sweep(today)
-    resumed = None if keys.get("resume") is None else Path(str(keys["resume"])).expanduser().resolve()
-    overrides = today if resumed is None else run_directory.resume_overrides(resumed, today)
-    overrides = complete(overrides)
+    resumed = _resumed_directory(today)
+    overrides = complete(_resumed(today))
     composed = compose(overrides)
+    if composed.hydra.mode == RunMode.MULTIRUN:  # chosen by a file or by hydra.mode
+        _run_sweep(today)
     config = to_config(composed, today)
     if resumed is not None:
         _check_unchanged(resumed, config)
@@ -81,10 +96,23 @@ def prepare(arguments: list[str]) -> list[str]:
 
 def _for_information(arguments: list[str], flags: argparse.Namespace) -> list[str]:
     """`--cfg` and its like: refuse here what cannot be composed, in one line; then Hydra prints."""
-    added = complete(flags.overrides)[len(flags.overrides) :]
-    if (flags.cfg or flags.help) and not flags.multirun:
-        compose(_with_search_path(flags) + added)
-    return arguments + added
+    if flags.multirun:
+        return arguments
+    overrides = complete(_resumed(flags.overrides))
+    if flags.cfg or flags.help:
+        compose([*overrides, *_with_search_path(flags)[len(flags.overrides) :]])
+    return [argument for argument in arguments if argument not in flags.overrides] + overrides
+
+
+def _resumed(today: list[str]) -> list[str]:
+    """Today's overrides on top of those of the run that is resumed, if one is."""
+    directory = _resumed_directory(today)
+    return today if directory is None else run_directory.resume_overrides(directory, today)
+
+
+def _resumed_directory(today: list[str]) -> Path | None:
+    given = given_keys(today).get("resume")
+    return None if given is None else Path(str(given)).expanduser().resolve()
 
 
 def _with_search_path(flags: argparse.Namespace) -> list[str]:
@@ -96,6 +124,8 @@ def _with_search_path(flags: argparse.Namespace) -> list[str]:
         return list(flags.overrides)
     if not Path(flags.config_dir).is_dir():
         raise ConfigError(f"--config-dir {flags.config_dir}: there is no such folder")
+    if "hydra.searchpath" in given_keys(flags.overrides):
+        raise ConfigError("hydra.searchpath: give it or --config-dir, not both")
     folder = quoted(f"file://{Path(flags.config_dir).resolve()}")
     return [*flags.overrides, f"hydra.searchpath=[{folder}]"]
 
@@ -120,7 +150,7 @@ def _join(config: Config) -> None:
     from adamwprune.launch import launch
 
     launch(config, Path(), {})
-    sys.exit(0)
+    _leave(0)
 
 
 def _check_unchanged(directory: Path, config: Config) -> None:
@@ -133,8 +163,10 @@ def _check_unchanged(directory: Path, config: Config) -> None:
     advice = f", or add 'resume_allow=[{','.join(names)}]' to go on all the same"
     if run_directory.is_finished(directory):
         advice = "; the run is complete, so start a new one"
-    elif any(name.startswith("pruning.") for name in names):
-        advice = "; masks belong to the pruning that made them"
+    elif any(name.startswith("pruning.") for name in names) or (
+        config.pruning.criterion and any(name.startswith("trainer.max_") for name in names)
+    ):
+        advice = "; masks belong to the pruning, and to the length of run, that made them"
     raise CheckpointError(f"resume={directory}: would change {'; '.join(changed)}; leave that out{advice}")
 
 

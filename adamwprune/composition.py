@@ -85,7 +85,9 @@ def quoted(value: object) -> str:
     text = str(value)
     if "${" in text:
         raise ConfigError(f"{text}: a path must not contain ${{; rename the folder")
+    # Hydra reads a backslash as itself, but before a quote: there, and at the end, it is doubled.
     escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + "\\'", text)
+    escaped = re.sub(r"(\\+)$", lambda match: match[1] * 2, escaped)
     return f"'{escaped}'"
 
 
@@ -142,10 +144,7 @@ def _check_hydra_node(composed: DictConfig, conf_dir: Path) -> None:
     for key in sorted(shipped.keys() | theirs.keys()):
         is_free = any(key == free or key.startswith(f"{free}.") for free in _FREE_BELOW_HYDRA)
         if not is_free and shipped.get(key) != theirs.get(key):
-            raise ConfigError(
-                f"{key}={theirs.get(key)}: may not be changed; below hydra only run.dir, sweep.dir and "
-                "sweeper.params may"
-            )
+            raise ConfigError(f"{key}={theirs.get(key)}: may not be changed; leave it out")
 
 
 @functools.cache  # a constant of the checkout, which costs as much as a composition

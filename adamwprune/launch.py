@@ -60,11 +60,12 @@ def launch(config: Config, directory: Path, job_logging: Mapping[str, Any]) -> f
         signals_to_handle="SIGTERM,SIGHUP,SIGQUIT",
         shutdown_timeout=SHUTDOWN_TIMEOUT,
     )
+    pass_on = _PassOn()
     try:
-        with handling(_PassOn(), signal.SIGINT, signal.SIGUSR1):
+        with handling(pass_on, signal.SIGINT, signal.SIGUSR1):
             results = elastic_launch(launcher, _rank_main)(config, directory, dict(job_logging), os.getpid())
     except ChildFailedError as error:
-        raise SystemExit(_recorded_code(directory) or _exit_code(error)) from None
+        raise SystemExit(_exit_code(error) or _recorded_code(directory) or pass_on.code() or 1) from None
     except SignalException:
         # Nothing was saved where no rank has said how it ended.
         raise SystemExit(_recorded_code(directory) or 143) from None
@@ -103,16 +104,20 @@ def _recorded_code(directory: Path) -> int:
 
 
 def _exit_code(error: ChildFailedError) -> int:
-    """The first code of ours that a rank ended with; 1 for anything else."""
+    """The first code of ours that a rank ended with; 0 where all were killed."""
     codes = [failure.exitcode for _, failure in sorted(error.failures.items())]
-    return next((code for code in codes if code > 0), 1)
+    return next((code for code in codes if code > 0), 0)
 
 
 class _PassOn:
     """A stop asked of the launcher is passed on to each rank, once; a second Ctrl-C ends everything."""
 
     def __init__(self) -> None:
-        self._asked = False
+        self._asked = 0
+
+    def code(self) -> int:
+        """How a run ends that was stopped before it could save; 0 where nobody asked."""
+        return {0: 0, signal.SIGINT: Interrupted.exit_code}.get(self._asked, 143)
 
     def __call__(self, number: int, _: FrameType | None) -> None:
         ranks = multiprocessing.active_children()
@@ -121,6 +126,6 @@ class _PassOn:
                 rank.kill()
             os._exit(Interrupted.exit_code)
         if not self._asked:
-            self._asked = True
+            self._asked = number
             for rank in ranks:
                 os.kill(rank.pid or 0, number)

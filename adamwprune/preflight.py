@@ -7,14 +7,18 @@ state that the criterion scores by (2).
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adamwprune.callbacks.tracker import missing_packages
 from adamwprune.config import Config, Device, Precision
 from adamwprune.errors import ConfigError, HardwareError, TrackerError
+from adamwprune.explanations import first_line
 from adamwprune.targets import build
 from adamwprune.training.budget import total_steps
 from adamwprune.validation import plan_problems, warmup_problems
+
+if TYPE_CHECKING:
+    from adamwprune.data.base import Data
 
 
 def is_rank() -> bool:
@@ -30,8 +34,7 @@ def check_machine(config: Config) -> None:
     """
     check_devices(config)
     check_trackers(config)
-    check_data(config)
-    check_model(config)
+    check_model(config, check_data(config))
     check_criterion_state(config)
 
 
@@ -74,7 +77,7 @@ def check_trackers(config: Config) -> None:
         raise TrackerError(f"tracker={name}: its package is not installed; {line}, or use tracker=none")
 
 
-def check_data(config: Config) -> None:
+def check_data(config: Config) -> "Data":
     """The data set is there, is what the configuration says, and fits its budget and pruning plan.
 
     A data set that has to be prepared first is prepared here.
@@ -85,21 +88,35 @@ def check_data(config: Config) -> None:
     if problems := [*warmup_problems(config, steps), *plan_problems(config, steps)]:
         raise ConfigError(*problems)
     _try("lr_schedule", config.lr_schedule, config, 0, steps)
+    return data
 
 
-def check_model(config: Config) -> None:
-    """One of our models takes its keys and has the weights that pruning.include and exclude name.
+def check_model(config: Config, data: "Data") -> None:
+    """One of our models takes the data and has the weights that pruning.include and exclude name.
 
-    It is built without memory. A user's own model is left to the run: it may not be built twice.
+    It is built and called without memory. A user's own model is left to the run: it may not be built twice.
     """
     if config.model["_target_"] in config.allow_targets:
         return
+    import numpy as np
     import torch
 
     from adamwprune.pruning.prunable import find_prunable
 
     with torch.device("meta"):
         model = build(config.model, "model")()
+    spread = np.linspace(0, len(data.train) - 1, 256).astype(np.int64)  # a set may be sorted by label
+    inputs, targets = data.train.batch(spread, 0)
+    try:
+        outputs = model(inputs[:2].to("meta"))
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"model: does not take {data.name}, {tuple(inputs.shape[1:])}: {first_line(error)}"
+        ) from None
+    if int(targets.max()) >= outputs.shape[-1]:
+        raise ConfigError(
+            f"model: has {outputs.shape[-1]} outputs, but {data.name} has the label {int(targets.max())}"
+        )
     prunable, _ = find_prunable(model, include=config.pruning.include, exclude=config.pruning.exclude)
     if config.pruning.scope is not None:
         shapes = [tuple(parameter.shape) for parameter in prunable.values()]

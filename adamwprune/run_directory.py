@@ -196,9 +196,9 @@ def resume_overrides(directory: Path, today: list[str]) -> list[str]:
             f"resume={directory}: a sweep; resume its jobs one by one, such as {directory / '0'}"
         )
     record = read_json(directory / RECORD) if directory.is_dir() else {}
-    if not record:
+    if not {"overrides", "sessions", "project", "name"} <= record.keys():
         raise CheckpointError(
-            f"resume={directory}: no run there ({RECORD} is missing); give the folder of a run, "
+            f"resume={directory}: no run there ({RECORD} is missing or not ours); give the folder of a run, "
             "such as outputs/DATE/TIME_NAME"
         )
     given = {_key(override) for override in today}

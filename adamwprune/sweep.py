@@ -10,6 +10,7 @@ pruned arms, the swept `pruning.*` keys do not multiply the dense ones.
 
 import json
 import math
+import signal
 import subprocess
 import sys
 import time
@@ -28,12 +29,13 @@ from adamwprune import run_directory
 from adamwprune.callbacks.console import Terminal, format_number
 from adamwprune.composition import compose, given_keys, parse, quoted, to_config
 from adamwprune.config import Config, to_plain
-from adamwprune.errors import ConfigError
+from adamwprune.errors import ConfigError, Interrupted, Preempted
 from adamwprune.preflight import check_machine
 from adamwprune.signal_handlers import STOP_SIGNALS, handling
+from adamwprune.validation import MOST_LETTERS
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
-STOPPED = (75, 130)
+STOPPED = (Preempted.exit_code, Interrupted.exit_code)
 
 
 @dataclass(frozen=True)
@@ -61,16 +63,15 @@ def run_sweep(overrides: list[str]) -> int:
     results: list[dict[str, Any]] = []
     for number, job in enumerate(jobs):
         terminal.print(f"[bold]job {number + 1}/{len(jobs)}[/bold] {' '.join(job.swept)}", highlight=False)
-        result, was_stopped = _run_job(job, number, directory, group)
+        result, stop_signal = _run_job(job, number, directory, group)
         results.append(result)
         with (directory / "sweep.jsonl").open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(result) + "\n")
-        if was_stopped:
+        if stop_signal:
             break
     Terminal().print(_table(results, len(jobs)))
-    last = results[-1]["exit_code"]
-    if was_stopped and last in STOPPED:
-        return int(last)
+    if stop_signal and (len(results) < len(jobs) or results[-1]["exit_code"] in STOPPED):
+        return Interrupted.exit_code if stop_signal == signal.SIGINT else Preempted.exit_code
     return int(any(result["exit_code"] for result in results))
 
 
@@ -94,8 +95,8 @@ def _values(override: Override) -> list[str]:
     if override.is_discrete_sweep():
         try:
             return list(override.sweep_string_iterator())
-        except HydraException as error:
-            raise ConfigError(f"{override.input_line}: {' '.join(str(error).split())}") from None
+        except HydraException:
+            raise ConfigError(f"{override.input_line}: glob is not supported; name the options") from None
     raise ConfigError(
         f"{override.input_line}: an interval needs a search; give values, as in KEY=1,2,3 or range(1,4)"
     )
@@ -109,9 +110,10 @@ def expand(
     Raises:
         ConfigError: naming the first job that cannot run.
     """
-    first = compose(
-        [*fixed, *(f"{key}={values[0]}" for key, values in swept.items() if not _is_pruning_only(key))]
-    )
+    if "group" in swept:
+        raise ConfigError("group: the jobs of a sweep are one group; give one name")
+    shared = [o for o in fixed if not _is_pruning_only(o)]  # a dense arm may be the first
+    first = compose([*shared, *(f"{key}={v[0]}" for key, v in swept.items() if not _is_pruning_only(key))])
     params = dict(first.hydra.sweeper.params or {})
     given = swept.keys() | given_keys(fixed).keys()  # what the command line says replaces the file's
     from_file = split_overrides([f"{key}={value}" for key, value in params.items() if key not in given])
@@ -130,6 +132,11 @@ def expand(
         own = [f"{key}={value}" for key, value in zip(swept, combination, strict=True)]
         job = _compose_job(own, fixed, command_line, drop_for_dense=mixes)
         jobs.setdefault(json.dumps({**to_plain(job.config), **unnamed}, sort_keys=True), job)
+    for number, job in enumerate(jobs.values()):
+        if len(f"{job.config.run_name}-{number}") > MOST_LETTERS:
+            raise ConfigError(
+                f"run_name={job.config.run_name}: too long with the job's number -{number}; shorten it"
+            )
     return list(jobs.values()), Path(first.hydra.sweep.dir).resolve()
 
 
@@ -168,8 +175,8 @@ def _group_name(directory: Path, config: Config) -> str:
     return config.group or f"sweep_{directory.parent.name}_{directory.name}"
 
 
-def _run_job(job: Job, number: int, directory: Path, group: str) -> tuple[dict[str, Any], bool]:
-    """Run one job as `python train.py ...` in its own session; its outcome, and whether we were stopped."""
+def _run_job(job: Job, number: int, directory: Path, group: str) -> tuple[dict[str, Any], int]:
+    """Run one job as `python train.py ...` in its own session; its outcome, and the signal we got, or 0."""
     folder = directory / str(number)
     own = [
         override.input_line or ""
@@ -199,7 +206,7 @@ def _run_job(job: Job, number: int, directory: Path, group: str) -> tuple[dict[s
         "sparsity": summary.get("sparsity", {}).get("achieved"),
         "directory": str(folder),
     }
-    return result, bool(received)
+    return result, received[0] if received else 0
 
 
 def _table(results: list[dict[str, Any]], count: int) -> Table:

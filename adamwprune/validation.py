@@ -172,11 +172,14 @@ def _model_problems(config: Config) -> Iterator[str]:
 def _resume_problems(config: Config) -> Iterator[str]:
     keys = [key for key, _ in flatten(to_plain(config))]
     for name in config.resume_allow:
+        if name == "pruning" or name.startswith("pruning."):
+            yield f"resume_allow=[{name}]: masks belong to the pruning that made them; start a new run"
         if name != "environment" and not any(key == name or key.startswith(f"{name}.") for key in keys):
             yield f"resume_allow=[{name}]: no such key; {targets.nearest(name, keys)}"
 
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MOST_LETTERS = 64  # of a name
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def _name_problems(config: Config) -> Iterator[str]:
@@ -184,7 +187,12 @@ def _name_problems(config: Config) -> Iterator[str]:
         value = getattr(config, key)
         if value is None and key == "group":
             continue
-        if not _NAME.fullmatch(value) or value == "default" or value.startswith("registry-"):
+        if (
+            not _NAME.fullmatch(value)
+            or len(value) > MOST_LETTERS
+            or value == "default"
+            or value.startswith("registry-")
+        ):
             yield (
                 f"{key}={value!r}: must be 1 to 64 of A-Z a-z 0-9 . _ - starting with a letter or digit, "
                 "and neither 'default' nor 'registry-...'"

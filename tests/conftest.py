@@ -1,4 +1,4 @@
-"""What every test starts from: no account, no network, no state of Hydra's, two threads at most."""
+"""What every test starts from: no account, no token, no state of Hydra's, one thread."""
 
 import os
 

@@ -195,7 +195,7 @@ def test_what_hydra_would_build_itself_is_refused(tmp_path, monkeypatch, overrid
     prepare([*IMAGES, "hydra.run.dir=here"])
 
 
-@pytest.mark.parametrize("name", ["it's", "a b", "a,b", "é", "x=[1]", "back\\slash", "\\'"])
+@pytest.mark.parametrize("name", ["it's", "a b", "a,b", "é", "x=[1]", "back\\slash", "\\'", "end\\"])
 def test_odd_folder_names_reach_hydra_unchanged(tmp_path, monkeypatch, name):
     """Whatever the working directory is called, Hydra gets the folder that was claimed."""
     folder = tmp_path / name

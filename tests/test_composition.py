@@ -256,6 +256,8 @@ REFUSED = [
     ("nogroup=3", "unknown key"),
     ("model=3", "must be a string or a list"),
     ("resume_allow=[nope]", "no such key"),
+    ("resume_allow=[pruning.target_sparsity]", "masks belong to the pruning"),
+    ("--resolve", "go with --cfg"),
     ("a=[1,", "not KEY=VALUE"),
     ("seed", "not KEY=VALUE"),
     ("seed=${oc.env:NOPE}", "NOPE"),
@@ -286,6 +288,8 @@ def test_each_mistake_is_exit_2_in_one_line_and_creates_nothing(line, words, tmp
         ("pruning=state trainer.max_epochs=0.05", "no update inside"),
         ("optimizer=sgd pruning=state", "does not keep"),
         ("trainer.max_tokens=1000", "has no tokens"),
+        ("model.in_channels=3", "does not take mnist5k, (1, 28, 28)"),
+        ("model.num_classes=5", "has 5 outputs, but mnist5k has the label 9"),
         (
             "pruning=state pruning.scope._target_=adamwprune.pruning.schedules.linear",
             "cannot be used as pruning.scope",

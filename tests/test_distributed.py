@@ -118,6 +118,7 @@ def test_a_sweep_under_torchrun_is_refused(monkeypatch):
 
 def test_a_rank_of_torchrun_other_than_0_makes_no_folder(tmp_path, monkeypatch):
     """It goes straight to training, where rank 0 tells the folder; Hydra never runs there."""
+    from adamwprune import command_line
     from adamwprune import launch as launch_module
 
     monkeypatch.chdir(tmp_path)
@@ -125,6 +126,7 @@ def test_a_rank_of_torchrun_other_than_0_makes_no_folder(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     calls = []
     monkeypatch.setattr(launch_module, "launch", lambda config, directory, logging: calls.append(config))
+    monkeypatch.setattr(command_line, "_leave", sys.exit)  # not os._exit: that would end the tests
     with pytest.raises(SystemExit) as caught:
         prepare([*IMAGES, *TWO])
     assert caught.value.code == 0

@@ -45,6 +45,7 @@ def test_every_combination_is_a_job():
         (["pruning=none,magnitude", "pruning.target_sparsity=0.5"], 2),
         (["pruning=magnitude,state", "pruning.target_sparsity=0.5,0.7,0.9", "seed=1,2,3"], 18),
         (["pruning=none,state", "pruning/scope=layerwise,global"], 3),
+        (["pruning=none,magnitude", "pruning/schedule=linear"], 2),
     ],
 )
 def test_dense_arms_are_composed_once(overrides, count):
@@ -93,6 +94,8 @@ def test_sweep_files_need_no_m():
         (["seed=1"], "no key has several values"),
         (["optimizer.lr=interval(0.1,1)"], "an interval needs a search"),
         (["seed=glob(*)"], "seed=glob"),
+        (["group=a,b"], "one group"),
+        ([f"run_name={'a' * 63}", "seed=1,2"], "too long"),
     ],
 )
 def test_refused_sweeps(overrides, words):

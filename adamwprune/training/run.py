@@ -2,9 +2,10 @@
 
     join the ranks -> build -> continue a checkpoint, if there is one -> steps -> test -> summary
 
-Order at the end, on every path out: checkpoint, ledger, trackers, summary.json.
+Order at the end: the last checkpoint, then, on every path out, ledger, trackers, summary.json.
 """
 
+import gc
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -61,7 +62,6 @@ def train(config: Config, directory: Path) -> float:
         config, directory = ranks.share((config, directory))
         if ranks.is_main:
             stack.enter_context(locked(directory))
-            (directory / SUMMARY).unlink(missing_ok=True)  # an earlier session's; this one has not ended
         run = _Run(config, directory, ranks)
         failure: BaseException | None = None
         try:
@@ -80,6 +80,9 @@ def train(config: Config, directory: Path) -> float:
         if ranks.is_main:
             print_summary(summary)
             _check_required_trackers(summary)
+        # DDP must go before the process group that it talks through: else its end may wait for ever.
+        run.training = None
+        gc.collect()
         return float(summary["metrics"]["final"]["val/loss"])
 
 
@@ -92,6 +95,8 @@ def _train(run: _Run, stop: StopRequest) -> dict[str, Any]:
     record = ranks.share(read_json(directory / RECORD) if ranks.is_main else {})
     revision = record["sessions"][-1]["code"]["revision"]
     state = run.state = _continue_or_start(training, directory, revision)
+    if ranks.is_main:
+        (directory / SUMMARY).unlink(missing_ok=True)  # an earlier session's; this one has not ended
     run.records = _open_records(training, state, record, directory)
     throughput = _throughput(training)
     run_steps(training, state, run.records, stop, throughput, directory / "checkpoints", revision)
@@ -165,6 +170,9 @@ def _throughput(training: Training) -> Throughput:
 def _close(run: _Run, summary: dict[str, Any]) -> None:
     """Close ledger and trackers, then say in summary.json how the run ended."""
     summary["trackers"] = run.records.close(summary["exit_code"])
+    was_refused = run.state is None and checkpoints.steps_on_disk(run.directory / "checkpoints")
+    if was_refused and (run.directory / SUMMARY).exists():
+        return  # a resume that was refused leaves the run as it was
     if summary["exit_code"] == 0 and _missed(summary):
         summary["exit_code"] = TrackerError.exit_code
     write_json(run.directory / SUMMARY, summary)

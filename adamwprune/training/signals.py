@@ -48,7 +48,7 @@ class StopRequest:
         if number:
             return Preempted(f"{signal.Signals(number).name}: stopped and saved at step {state.step}")
         if trainer.stop_step is not None and state.step >= trainer.stop_step:
-            return Preempted(f"trainer.stop_step={trainer.stop_step}: stopped and saved")
+            return Preempted(f"trainer.stop_step={trainer.stop_step}: stopped and saved at step {state.step}")
         return None
 
 
