@@ -90,11 +90,13 @@ class CheckpointConfig:
 
 @dataclass
 class PruningConfig:
-    """criterion x schedule x scope, the target and the window; all null for a dense run."""
+    """criterion x schedule x scope x selection x mode, target and window; all null for a dense run."""
 
     criterion: Node | None = None
     schedule: Node | None = None
     scope: Node | None = None
+    selection: Node | None = None
+    mode: Node | None = None
     target_sparsity: Fraction | None = None
     initial_sparsity: Fraction | None = None
     start_fraction: UnitInterval | None = None

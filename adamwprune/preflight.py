@@ -35,7 +35,7 @@ def check_machine(config: Config) -> None:
     check_devices(config)
     check_trackers(config)
     check_model(config, check_data(config))
-    check_criterion_state(config)
+    check_pruning_fits(config)
 
 
 def check_devices(config: Config) -> None:
@@ -101,6 +101,7 @@ def check_model(config: Config, data: "Data") -> None:
     import numpy as np
     import torch
 
+    from adamwprune.pruning.compatibility import check_scope
     from adamwprune.pruning.prunable import find_prunable
 
     with torch.device("meta"):
@@ -121,6 +122,8 @@ def check_model(config: Config, data: "Data") -> None:
     if config.pruning.scope is not None:
         shapes = [tuple(parameter.shape) for parameter in prunable.values()]
         _try("pruning.scope", config.pruning.scope, config, shapes, config.pruning.target_sparsity)
+        scope = build(config.pruning.scope, "pruning.scope", config.allow_targets)
+        check_scope(scope, shapes, config.pruning.target_sparsity or 0.0)
 
 
 def _try(path: str, node: Mapping[str, Any], config: Config, *arguments: Any) -> None:
@@ -131,19 +134,23 @@ def _try(path: str, node: Mapping[str, Any], config: Config, *arguments: Any) ->
         raise ConfigError(f"{path}._target_={node['_target_']}: cannot be used as {path} ({error})") from None
 
 
-def check_criterion_state(config: Config) -> None:
-    """The optimizer keeps the moments that the criterion scores by; found out by one real step."""
+def check_pruning_fits(config: Config) -> None:
+    """Criterion, mode and optimizer fit each other: a pruner of a tiny model tries it."""
     if config.pruning.criterion is None:
         return
-    from adamwprune.pruning.state_view import missing_state
+    from torch import nn
 
-    criterion = build(config.pruning.criterion, "pruning.criterion", config.allow_targets)
-    optimizer = build(config.optimizer, "optimizer", config.allow_targets)
-    if missing := missing_state(criterion, optimizer):
-        scores, steps = (
-            node["_target_"].rpartition(".")[2] for node in (config.pruning.criterion, config.optimizer)
-        )
-        raise ConfigError(
-            f"pruning.criterion={scores}: needs {', '.join(missing)}, which optimizer={steps} does not keep; "
-            "use optimizer=adamw or pruning=magnitude"
-        )
+    from adamwprune.optim.param_groups import param_groups
+    from adamwprune.pruning import Pruner
+    from adamwprune.pruning.compatibility import check_comparable
+
+    criterion, scope, selection, mode = (
+        build(getattr(config.pruning, part), f"pruning.{part}", config.allow_targets)
+        for part in ("criterion", "scope", "selection", "mode")
+    )
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    groups = param_groups(model, weight_decay=0.0, decay_embeddings=False)
+    optimizer = build(config.optimizer, "optimizer", config.allow_targets)(groups)
+    parts = {"criterion": criterion, "selection": selection, "mode": mode}
+    Pruner.over(10**6, model, optimizer, target_sparsity=0.5, **parts)
+    check_comparable(criterion, scope, optimizer)

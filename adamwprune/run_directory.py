@@ -30,6 +30,7 @@ from adamwprune.errors import CheckpointError, DiskError
 RECORD = "run.json"
 SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
+MASK_UPDATES = "mask_updates.jsonl"
 PACKAGES = (
     "adamwprune",
     "torch",

@@ -94,7 +94,7 @@ def _pruning_problems(config: Config, *, has_plan: bool) -> Iterator[str]:
                 f"or leave {'it' if len(given) == 1 else 'them'} out"
             )
         return
-    needed = ("schedule", "scope", "target_sparsity", "initial_sparsity")
+    needed = ("schedule", "scope", "selection", "mode", "target_sparsity", "initial_sparsity")
     missing = [name for name in needed if getattr(pruning, name) is None]
     for name in missing:
         yield f"pruning.{name}=null: needed by pruning.criterion={pruning.criterion.get('_target_')}"

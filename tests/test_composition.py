@@ -20,7 +20,12 @@ OPTIONS = sorted(
     for path in CONF_DIR.glob("*/*.yaml")
     if path.parent.name not in ("hydra", "hardware_model", "experiment", "sweep")
 )
-NESTED = sorted(f"pruning/{path.parent.name}={path.stem}" for path in CONF_DIR.glob("pruning/*/*.yaml"))
+# Of a pruning option: each names the function or class of one part; plan holds the window.
+NESTED = sorted(
+    f"pruning/{path.parent.name}={path.stem}"
+    for path in CONF_DIR.glob("pruning/*/*.yaml")
+    if path.parent.name != "plan"
+)
 
 
 def config(*overrides: str) -> Config:
@@ -40,11 +45,15 @@ def test_every_option_composes(option):
 
 
 @pytest.mark.parametrize("option", NESTED)
-def test_every_schedule_and_scope_composes(option):
-    """Nested groups replace one part of the pruning and leave the rest."""
-    part = option.split("/")[1].split("=")[0]
-    pruning = config("pruning=magnitude", option).pruning
-    assert option.split("=")[1].rstrip("_") in getattr(pruning, part)["_target_"]
+def test_every_nested_option_composes(option):
+    """It replaces one part of the pruning, by what its file says, and leaves the rest."""
+    part, name = option.removeprefix("pruning/").split("=")
+    plain, chosen = (to_plain(config("pruning=magnitude", *more))["pruning"] for more in ([], [option]))
+    text = (CONF_DIR / "pruning" / part / f"{name}.yaml").read_text()
+    assert f"_target_: {chosen[part]['_target_']}\n" in text
+    assert {k: v for k, v in chosen.items() if k not in (part, "target_sparsity")} == {
+        k: v for k, v in plain.items() if k not in (part, "target_sparsity")
+    }
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -388,10 +397,10 @@ def test_schema_and_yaml_have_the_same_keys():
     assert set(plain["checkpoint"]) == set(to_plain(Config())["checkpoint"])
     base = yaml.safe_load((CONF_DIR / "hardware" / "cpu.yaml").read_text())
     assert set(base) == set(to_plain(Config())["hardware"])
-    for name in ("none", "magnitude", "state"):
-        node = yaml.safe_load((CONF_DIR / "pruning" / f"{name}.yaml").read_text())
-        keys = set(node) - {"defaults"} | ({"schedule", "scope"} if "defaults" in node else set())
-        assert keys == set(to_plain(Config())["pruning"]), name
+    dense = yaml.safe_load((CONF_DIR / "pruning" / "none.yaml").read_text())
+    ramp = yaml.safe_load((CONF_DIR / "pruning" / "plan" / "ramp.yaml").read_text())
+    parts = {"criterion", "schedule", "scope", "selection", "mode"}
+    assert set(dense) == set(ramp["pruning"]) | parts == set(to_plain(Config())["pruning"])
 
 
 # ------------------------------------------------------------------------------------- real process

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from adamwprune.pruning.prunable import find_prunable
+from adamwprune.pruning.sharding import local, shards_of
 
 
 class SparsityCounter:
@@ -18,8 +19,9 @@ class SparsityCounter:
     """
 
     def __init__(self, model: nn.Module, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
-        self._model = model
+        self.model = model
         self.prunable, self.excluded = find_prunable(model, include=include, exclude=exclude)
+        self.shards = shards_of(self.prunable.values())
 
     @property
     def prunable_count(self) -> int:
@@ -28,23 +30,23 @@ class SparsityCounter:
 
     def sparsity(self) -> float:
         """Zeros / weights over the prunable set; one read from the device."""
-        nonzero = sum(_count_nonzero(self.prunable.values()))
+        nonzero = sum(self._count_nonzero(self.prunable.values()))
         return 1.0 - nonzero / self.prunable_count if self.prunable else 0.0
 
     def layer_sparsity(self) -> dict[str, float]:
         """Zeros / weights of each prunable tensor, in the order of the model; one read."""
-        nonzero = _count_nonzero(self.prunable.values())
+        nonzero = self._count_nonzero(self.prunable.values())
         counts = zip(self.prunable.items(), nonzero, strict=True)
         return {name: 1.0 - n / parameter.numel() for (name, parameter), n in counts}
 
     def counts(self) -> dict[str, int]:
         """Parameters: total, prunable, nonzero (of all), nonzero_prunable, pruned (by masks)."""
-        parameters = list(self._model.parameters())
+        parameters = list(self.model.parameters())
         return {
             "total": sum(parameter.numel() for parameter in parameters),
             "prunable": self.prunable_count,
-            "nonzero": sum(_count_nonzero(parameters)),
-            "nonzero_prunable": sum(_count_nonzero(self.prunable.values())),
+            "nonzero": sum(self._count_nonzero(parameters)),
+            "nonzero_prunable": sum(self._count_nonzero(self.prunable.values())),
             "pruned": self.pruned(),
         }
 
@@ -60,8 +62,7 @@ class SparsityCounter:
         sizes = {name: parameter.numel() for name, parameter in self.prunable.items()}
         return {"prunable": sizes, "excluded": excluded}
 
-
-def _count_nonzero(tensors: Iterable[Tensor]) -> list[int]:
-    """Non-zero entries of each tensor, read from the device at once."""
-    counts = [torch.count_nonzero(tensor.detach()) for tensor in tensors]
-    return torch.stack(counts).tolist() if counts else []
+    def _count_nonzero(self, tensors: Iterable[Tensor]) -> list[int]:
+        """Non-zero entries of each tensor, read from the device at once."""
+        counts = [torch.count_nonzero(local(tensor)) for tensor in tensors]
+        return self.shards.sum(torch.stack(counts).cpu().numpy()).tolist() if counts else []

@@ -5,13 +5,19 @@ weights are walked without a copy; for contiguous tensors it is the logical orde
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
 # Elements: 1 MiB of float32, so that a chunk and what is computed from it stay in cache.
 # Chunks 16 times as large were 4 to 8 times slower.
 CHUNK = 1 << 18
+
+# Elements that NumPy converts at a time where types differ; its default of 8,192 leaves the first
+# cache and makes a masked pass 1.6 times slower (25 instead of 16 ms over 84.9 M float32).
+_CONVERTED = 1024
 
 _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -29,22 +35,49 @@ def memory_order(tensor: Tensor) -> tuple[int, ...]:
 
 def flat(tensor: Tensor, order: Sequence[int]) -> Tensor:
     """(N,) with the dimensions walked in the given order; a view if that is the memory order."""
-    return tensor.detach().permute(*order).reshape(-1)
+    return tensor.detach().permute(tuple(order)).reshape(-1)
+
+
+def is_aligned(tensor: Tensor, mask: Tensor) -> bool:
+    """Whether both lie on a CPU without gaps and in the same order, so that they can be walked together."""
+    return (
+        tensor.is_cpu
+        and tensor.stride() == mask.stride()
+        and tensor.permute(memory_order(mask)).is_contiguous()
+    )
 
 
 @torch.no_grad()
 def zero_pruned_(tensor: Tensor, mask: Tensor) -> None:
     """Set every entry whose mask is False to exactly +0.0, whatever it holds.
 
-    Not by multiplication: that leaves -0.0, and NaN where the entry is inf.
+    Not by multiplication of floats: that leaves -0.0, and NaN where the entry is inf.
     """
-    order = memory_order(mask)
-    is_aligned = tensor.stride() == mask.stride() and tensor.permute(*order).is_contiguous()
-    if not (tensor.is_cpu and is_aligned):
+    if not is_aligned(tensor, mask):
         tensor.masked_fill_(~mask, 0.0)
         return
-    # A bitwise and, in NumPy, reads and writes each entry once; masked_fill_ on a CPU is far slower.
+    bits, kept = bits_of(tensor, mask)
+    with small_conversions():
+        for part in parts(bits.size):
+            bits[part] *= kept[part]
+
+
+def bits_of(tensor: Tensor, mask: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Two flat views in memory order: the entries as integers, the mask as int8 0 or 1.
+
+    Their product is the entry, or +0.0. It reads and writes each entry once; masked_fill_ and a float
+    times a bool are many times slower on a CPU.
+    """
+    order = memory_order(mask)
     bits = flat(tensor, order).view(_INTEGER[tensor.element_size()]).numpy()
-    kept = flat(mask, order).view(torch.int8).numpy()
-    for part in parts(bits.size):
-        bits[part] &= -kept[part]
+    return bits, flat(mask, order).view(torch.int8).numpy()
+
+
+@contextmanager
+def small_conversions() -> Iterator[None]:
+    """Keep what NumPy converts between types in the first cache; in this thread, until the end."""
+    before = np.setbufsize(_CONVERTED)
+    try:
+        yield
+    finally:
+        np.setbufsize(before)

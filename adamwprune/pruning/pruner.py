@@ -1,7 +1,6 @@
-"""The pruner: criterion x schedule x scope x exact selection, in any training loop.
+"""The pruner: criterion x schedule x scope x selection x mode, in any training loop.
 
-    pruner = Pruner(model, optimizer, criterion=magnitude, schedule=zhu_gupta, scope=layerwise,
-                    target_sparsity=0.9, start_step=1000, end_step=3000, update_every=50)
+    pruner = Pruner.over(max_steps, model, optimizer, criterion=state, target_sparsity=0.9)
     for step in range(1, max_steps + 1):
         loss_of(next(batches)).backward()
         pruner.mask_grads_()            # after unscaling, before clipping
@@ -9,66 +8,69 @@
         pruner.after_step(step)         # completed optimizer steps; not for a skipped one
         optimizer.zero_grad()
 
-Mode hard: an update sets the weight and all moments of newly pruned entries to 0; from then on
-their gradients are 0 before clipping. So they stay exactly +0.0 under SGD, Adam and AdamW, with
-weight decay and AMSGrad, for-loop, foreach and fused, and no step passes over the weights. The
-optimizer knows nothing of it.
+The optimizer knows nothing of it. What masks do to weights, gradients and state is the mode's
+business (modes/); which weights compete the scope's (scopes/); how the lowest scores are found
+the selection's (selection/).
 """
 
 import logging
-import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import Size, Tensor, nn
+from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
-from adamwprune.errors import CheckpointError, ConfigError, RunError, SparsityError
+from adamwprune.errors import CheckpointError, ConfigError, SparsityError
+from adamwprune.pruning.compatibility import (
+    check_comparable,
+    check_mode,
+    check_scope,
+    check_state,
+    lacks_state,
+)
 from adamwprune.pruning.counting import SparsityCounter
-from adamwprune.pruning.layout import flat, memory_order, zero_pruned_
+from adamwprune.pruning.criteria.magnitude import magnitude
+from adamwprune.pruning.gradients import Norms, mask_and_norm_
+from adamwprune.pruning.mask_update import MaskUpdate, record, snapshot
 from adamwprune.pruning.masks import Masks
-from adamwprune.pruning.schedules import Plan, Schedule
-from adamwprune.pruning.scopes import Scope, Segment
-from adamwprune.pruning.scoring import SECOND_MOMENTS, Criterion, TensorScores, identity, needs
-from adamwprune.pruning.selection import prune_lowest_
-from adamwprune.pruning.state_view import StateView, missing_state
+from adamwprune.pruning.modes.base import Mode
+from adamwprune.pruning.modes.hard import Hard
+from adamwprune.pruning.ranking import Ranking, remaining
+from adamwprune.pruning.schedules import Plan, Schedule, default_update_every, window, zhu_gupta
+from adamwprune.pruning.scopes.layerwise import layerwise
+from adamwprune.pruning.scopes.segments import Scope, Segment
+from adamwprune.pruning.scoring import SECOND_MOMENTS, Criterion, identity, needs
+from adamwprune.pruning.selection.keys import Selection
+from adamwprune.pruning.selection.streaming import streaming
+from adamwprune.pruning.sources import Sources, of_optimizer
+from adamwprune.pruning.state_view import StateView
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class MaskUpdate:
-    """What one update of the masks did."""
-
-    step: int
-    pruned: int  # weights pruned by now
-    newly_pruned: int
-    sparsity: float  # pruned / prunable
-    thresholds: tuple[float, ...]  # highest pruned score of each segment; NaN where none was due
-    unseen: int  # live weights whose second moment is 0: no gradient ever reached them
-    milliseconds: float
 
 
 class Pruner(SparsityCounter):
     """Prunes a model while it is trained.
 
     Args:
-        model: without wrappers (DDP, torch.compile), on its device, in its memory format.
+        model: without wrappers (DDP, torch.compile), on its device, in its memory format; fully_shard
+            (FSDP2) comes before.
         optimizer: any torch optimizer of the model's parameters.
-        criterion: elementwise score, high = keep (criteria/, scoring.py).
-        schedule: progress -> share of the way to the target (schedules.py).
-        scope: shapes, sparsity -> segments (scopes.py).
+        criterion: elementwise score, high = keep (criteria/, sources.py).
         target_sparsity, initial_sparsity: fractions in [0, 1).
         start_step, end_step, update_every: optimizer steps; updates follow start_step,
             +update_every, ..., and always end_step.
+        schedule: progress -> share of the way to the target (schedules.py).
+        scope: shapes, sparsity -> segments (scopes/).
+        selection: how the lowest scores are found; all find the same (selection/).
+        mode: what masks do: a class, or a partial of one (modes/).
         include, exclude: name patterns of weights (prunable.py).
 
     Raises:
-        ConfigError: nothing to prune, an impossible plan, or a criterion that needs what the
-            optimizer does not keep.
+        ConfigError: nothing to prune, an impossible plan, or parts that do not fit each other or the
+            optimizer.
     """
 
     def __init__(
@@ -77,13 +79,15 @@ class Pruner(SparsityCounter):
         optimizer: Optimizer,
         *,
         criterion: Criterion,
-        schedule: Schedule,
-        scope: Scope,
         target_sparsity: float,
-        initial_sparsity: float = 0.0,
         start_step: int,
         end_step: int,
         update_every: int,
+        initial_sparsity: float = 0.0,
+        schedule: Schedule = zhu_gupta,
+        scope: Scope = layerwise,
+        selection: Selection = streaming,
+        mode: Callable[..., Mode] = Hard,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
     ) -> None:
@@ -94,88 +98,151 @@ class Pruner(SparsityCounter):
                 f"{', '.join(self.excluded)}"
             )
         self.plan = Plan(schedule, target_sparsity, initial_sparsity, start_step, end_step, update_every)
-        self.masks = Masks(self.prunable)
-        self._criterion, self._scope = criterion, scope
-        self._state = StateView(optimizer)
+        self.masks = Masks(self.prunable, self.shards)
+        self._optimizer, self._state = optimizer, StateView(optimizer)
+        self._criterion, self._scope, self._selection = criterion, scope, selection
+        self._mode_factory, self._mode = mode, mode(self.prunable, self.masks, optimizer)
+        self._reads = (*needs(criterion), *self._mode.reads)
+        self._sources = Sources(self._reads, self.prunable, self._state, self.shards)
         self._last_update = -1
         self._has_told_unseen = False
-        self._check_needs()
+        self._check()
         self._warn_if_cold()
+
+    @classmethod
+    def over(cls, total_steps: int, model: nn.Module, optimizer: Optimizer, **settings: Any) -> "Pruner":
+        """A pruner whose ramp takes the second and third quarter of a run of `total_steps` steps."""
+        start, end = window(total_steps)
+        plan = {"start_step": start, "end_step": end, "update_every": default_update_every(start, end)}
+        return cls(model, optimizer, **{**plan, **settings})
+
+    # ------------------------------------------------------------------------------ in the loop
 
     def mask_grads_(self) -> None:
         """Zero the gradients of pruned weights: after backward and unscaling, before clipping.
 
-        They become exactly +0.0, whatever they were; look for NaN and inf before.
+        They become exactly +0.0, whatever they were; look for NaN and inf before. Once a step.
         """
-        self.masks.zero_grads_()
+        self._sources.accumulate_(self._mode.weight)
+        self._mode.mask_grads_()
+
+    def mask_and_norm_grads_(self) -> Norms:
+        """mask_grads_, and the L2 norms of all the model's gradients before and after, in the same pass."""
+        self._sources.accumulate_(self._mode.weight)
+        masks = self._mode.gradient_masks()
+        if not masks:
+            self._mode.mask_grads_()
+        return mask_and_norm_(
+            (p.grad, masks.get(id(p))) for p in self.model.parameters() if p.grad is not None
+        )
 
     def after_step(self, step: int) -> MaskUpdate | None:
         """Update the masks if an update is due after `step` completed optimizer steps.
 
         Call it after every step that was not skipped; with 0, before the first, if the plan starts
-        sparse. An update that was passed over is made up for at the next call.
+        sparse. An update that was passed over is made up for at the next call; one that is due just
+        after the optimizer reset its moments waits until they mean something.
 
         Raises RunError where the optimizer keeps no state for a weight that is to be scored.
         """
+        self._mode.after_step()
         due = self.plan.latest_update(step)
-        if due is None or due <= self._last_update:
+        if due is None or due <= self._last_update or self._waits(step):
             return None
-        segments = self._segments(due)
-        rises = any(self._remaining(segment) > 0 for segment in segments)
-        update = self._update(step, segments) if rises else None
+        rises = any(remaining(segment, self.masks) > 0 for segment in self._segments(due))
+        update = (
+            self._update(step, due) if rises or (self._mode.revives and self.plan.sparsity(due)) else None
+        )
         self._last_update = due
         return update
 
-    def _update(self, step: int, segments: list[Segment]) -> MaskUpdate:
-        started, before = time.perf_counter(), self.pruned()
-        scores = self._scores(step)
-        thresholds = [self._prune_(segment, scores) for segment in segments]
-        unseen = sum(tensor.count_unseen() for tensor in scores)
-        for name, parameter in self.prunable.items():
-            zero_pruned_(parameter, self.masks[name])
-            # With the weight alone at 0 its moments would move it back within a few steps.
-            self._state.zero_pruned_(parameter, self.masks[name])
+    def attach(self) -> list[RemovableHandle]:
+        """Call mask_grads_ and after_step around every step of the optimizer from now on.
+
+        For loops that cannot be edited. Steps count from 1; those that a GradScaler skips do not count. What
+        the loop clips is clipped before it is masked, so pruned gradients eat into the norm: mask_grads_ in
+        the loop is better. Remove the handles to detach.
+        """
+        steps = 0
+
+        def count(*_: Any) -> None:
+            nonlocal steps
+            # GradScaler lets fused optimizers step in an overflow too, and tells them by this attribute.
+            overflow = getattr(self._optimizer, "found_inf", None)
+            if overflow is None or not overflow.item():
+                steps += 1
+                self.after_step(steps)
+
+        return [
+            self._optimizer.register_step_pre_hook(lambda *_: self.mask_grads_()),
+            self._optimizer.register_step_post_hook(count),
+        ]
+
+    def _update(self, step: int, due: int) -> MaskUpdate:
+        """Choose new masks, bring weights and state in line, and record what happened."""
+        sparsity, before = self.plan.sparsity(due), snapshot(self.masks, self.prunable)
+        started = time.perf_counter()
+        ranking = self._ranking(step)
+        reference = None if self._is_magnitude() else ranking.by_magnitude(sparsity)
+        compared = time.perf_counter()
+        thresholds = self._mode.choose_(ranking, sparsity, self.plan.progress(due))
         self.masks.recount()
+        unseen = ranking.count_unseen()
+        self._mode.apply_()
+        finished = time.perf_counter()
+        self._tell_unseen(step, unseen)
+        firsts = [list(self.prunable)[segment.tensors[0]] for segment in ranking.segments(sparsity)]
+        return record(
+            self.prunable,
+            self.masks,
+            before,
+            reference,
+            self.shards,
+            step=step,
+            planned=sparsity,
+            unseen=unseen,
+            thresholds=dict(zip(firsts, thresholds, strict=True)),
+            milliseconds=1e3 * (finished - compared),
+            comparing=compared - started,
+        )
+
+    def _ranking(self, step: int) -> Ranking:
+        return Ranking(
+            step=step,
+            parameters=self.prunable,
+            masks=self.masks,
+            mode=self._mode,
+            criterion=self._criterion,
+            scope=self._scope,
+            selection=self._selection,
+            sources=self._sources,
+            shards=self.shards,
+        )
+
+    def _is_magnitude(self) -> bool:
+        """Whether a comparison with magnitude would compare it with itself."""
+        return identity(self._criterion)["name"] == magnitude.__name__ and not self._mode.reads
+
+    def _waits(self, step: int) -> bool:
+        """Whether the optimizer has reset the moments that are read, and not filled them since."""
+        parameter = next(iter(self.prunable.values()))
+        if set(of_optimizer(self._reads)) <= {"weight"}:
+            return False
+        age = self._state.age(parameter)
+        return age is not None and age < min(step, max(20.0, self._state.warm_up(parameter) / 30.0))
+
+    def _tell_unseen(self, step: int, unseen: int) -> None:
         if unseen and not self._has_told_unseen:
             log.info("step %d: no gradient ever reached %d live weights; they score infinity", step, unseen)
             self._has_told_unseen = True
-        return MaskUpdate(
-            step=step,
-            pruned=self.pruned(),
-            newly_pruned=self.pruned() - before,
-            sparsity=self.pruned() / self.prunable_count,
-            thresholds=tuple(thresholds),
-            unseen=unseen,
-            milliseconds=1e3 * (time.perf_counter() - started),
-        )
 
-    def _prune_(self, segment: Segment, scores: Sequence[TensorScores]) -> float:
-        if self._remaining(segment) <= 0:
-            return math.nan
-        return prune_lowest_([scores[i] for i in segment.tensors], segment.count)
+    # ---------------------------------------------------------------------------- what is planned
 
-    def _segments(self, update: int) -> list[Segment]:
-        shapes = [parameter.shape for parameter in self.prunable.values()]
-        return self._scope(shapes, self.plan.sparsity(update))
+    def _segments(self, update: int) -> Sequence[Segment]:
+        return self._scope(self._shapes(), self.plan.sparsity(update))
 
-    def _remaining(self, segment: Segment) -> int:
-        """Weights that a segment still has to prune."""
-        pruned = list(self.masks.pruned.values())
-        return segment.count - sum(pruned[i] for i in segment.tensors)
-
-    def _scores(self, step: int) -> list[TensorScores]:
-        wanted, scores = needs(self._criterion), []
-        for name, parameter in self.prunable.items():
-            view = self._state.read(parameter)
-            if lacking := [need for need in wanted if need not in view]:
-                raise RunError(
-                    f"step {step}: the optimizer keeps no {', '.join(lacking)} for {name}, which was never "
-                    "stepped (frozen, or without a gradient); leave it out with pruning.exclude"
-                )
-            order = memory_order(self.masks[name])
-            sources = {need: _flat_source(view[need], parameter.shape, order) for need in wanted}
-            scores.append(TensorScores(name, flat(self.masks[name], order), self._criterion, sources))
-        return scores
+    def _shapes(self) -> list[Sequence[int]]:
+        return [parameter.shape for parameter in self.prunable.values()]
 
     def pruned(self) -> int:
         """Weights that the masks hold at zero."""
@@ -184,7 +251,7 @@ class Pruner(SparsityCounter):
     def planned_count(self, step: int) -> int:
         """Weights that are to be pruned after `step` steps, the update due then included."""
         due = self.plan.latest_update(step)
-        return 0 if due is None else sum(segment.count for segment in self._segments(due))
+        return 0 if due is None else sum(segment.planned for segment in self._segments(due))
 
     def is_final(self, step: int) -> bool:
         """Whether the target is reached by `step`: masks no longer change."""
@@ -209,10 +276,10 @@ class Pruner(SparsityCounter):
         for segment in [] if due is None else self._segments(due):
             names = [list(counts)[i] for i in segment.tensors]
             masked = sum(counts[name][0] for name in names)
-            if masked != segment.count:
+            if masked != segment.planned:
                 where = names[0] if len(names) == 1 else f"{len(names)} tensors"
                 raise SparsityError(
-                    f"step {step}: {segment.count:,} weights of {where} are to be pruned, the masks "
+                    f"step {step}: {segment.planned:,} weights of {where} are to be pruned, the masks "
                     f"prune {masked:,}"
                 )
         for name, (masked, revived) in counts.items():
@@ -222,14 +289,22 @@ class Pruner(SparsityCounter):
                     f"masks hold {masked:,}, and {revived:,} of these are not 0; something else wrote to them"
                 )
 
+    # ----------------------------------------------------------------------------------- records
+
     def describe(self) -> dict[str, Any]:
         """Facts for the run record, read from the live objects, never from what was asked for."""
         return {**self._configuration(), **self.describe_weights()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks packed to bits, counts, and the configuration that they belong to: plain values."""
+        """Masks packed to bits, counts, and the configuration that they belong to: plain values.
+
+        With sharded parameters every process has to call it; the masks in it are whole, what the mode and
+        the criterion keep is this process's part.
+        """
         return {
             "masks": self.masks.state_dict(),
+            "mode": self._mode.state_dict(),
+            "sums": self._sources.state_dict(),
             "pruned": self.pruned(),
             "last_update": self._last_update,
             "configuration": self._configuration(),
@@ -245,21 +320,26 @@ class Pruner(SparsityCounter):
                 "pruning: the checkpoint was made with another configuration: "
                 + ", ".join(f"{key}={theirs.get(key)} instead of {ours[key]}" for key in changed)
             )
-        masks = Masks(self.prunable)
+        masks = Masks(self.prunable, self.shards)
         masks.load_state_dict(state["masks"])
         if sum(masks.pruned.values()) != state["pruned"]:
             raise CheckpointError(
                 f"pruning: {state['pruned']:,} weights should be pruned, the masks prune "
                 f"{sum(masks.pruned.values()):,}"
             )
-        self.masks, self._last_update = masks, state["last_update"]
+        self._sources.check(state["sums"])
+        self._mode.load_state_dict(state["mode"])
+        self._sources.load_state_dict(state["sums"])
+        self.masks.take_(masks)
+        self._last_update = state["last_update"]
 
     def _configuration(self) -> dict[str, Any]:
         return {
             "criterion": identity(self._criterion),
             "schedule": identity(self.plan.schedule),
             "scope": identity(self._scope),
-            "mode": "hard",
+            "selection": identity(self._selection),
+            "mode": identity(self._mode_factory),
             "target_sparsity": self.plan.target_sparsity,
             "initial_sparsity": self.plan.initial_sparsity,
             "start_step": self.plan.start_step,
@@ -268,34 +348,40 @@ class Pruner(SparsityCounter):
             "prunable": {name: list(parameter.shape) for name, parameter in self.prunable.items()},
         }
 
-    def _check_needs(self) -> None:
-        """Refuse a criterion that cannot be fed now, not at its first update."""
+    # ------------------------------------------------------------------------------------ checks
+
+    def _check(self) -> None:
+        """Refuse now what would fail at an update."""
+        for sparsity in self._mode.sparsities(self.plan.target_sparsity):
+            self._scope(self._shapes(), sparsity)
+        check_scope(self._scope, self._shapes(), self.plan.target_sparsity)
+        check_comparable(self._criterion, self._scope, self._optimizer)
         parameter = next(iter(self.prunable.values()))
-        key = f"pruning.criterion={identity(self._criterion)['name']}"
-        lacking = self._state.missing(needs(self._criterion), parameter)
+        lacking = self._state.missing(of_optimizer(self._reads), parameter)
         if lacking and self.plan.sparsity(0):
             raise ConfigError(
-                f"{key}: the plan prunes before the first step, when the optimizer has no "
-                f"{', '.join(lacking)}; choose pruning.start_step >= 1, or pruning=magnitude"
+                f"pruning.criterion={identity(self._criterion)['name']}: the plan prunes before the first "
+                f"step, when the optimizer has no {', '.join(lacking)}; choose pruning.start_step >= 1, or "
+                "pruning=magnitude"
             )
-        if lacking and not self._state.has_stepped(parameter):
-            lacking = self._missing_after_a_step(parameter)
-        if lacking:
-            raise ConfigError(
-                f"{key}: needs {', '.join(lacking)}, which {self._state.optimizer_name} does not keep; "
-                "choose optimizer=adamw, or pruning=magnitude"
-            )
+        if lacking and self._state.has_stepped(parameter):
+            raise lacks_state(self._criterion, lacking, self._state.optimizer_name)
+        self._try_optimizer(parameter, has_to_show_state=bool(lacking))
 
-    def _missing_after_a_step(self, parameter: Parameter) -> list[str]:
+    def _try_optimizer(self, parameter: Parameter, *, has_to_show_state: bool) -> None:
+        name, twin = self._state.optimizer_name, self._state.twin(parameter)
         try:
-            return missing_state(self._criterion, self._state.twin(parameter), device=parameter.device)
-        except (TypeError, ValueError, RuntimeError):
-            return []  # a class that needs more than its settings: the first update will tell
+            if has_to_show_state:
+                check_state(self._criterion, self._mode.reads, twin, name, parameter.device)
+            check_mode(self._mode.sets_zeros, twin, name, parameter.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            # A class that needs more than its settings cannot be tried: the first update will tell.
+            log.debug("%s was not tried on a small weight: %s", name, error)
 
     def _warn_if_cold(self) -> None:
         warm = self._state.warm_up(next(iter(self.prunable.values())))
         first = self.plan.updates()[0]
-        if first < warm and not set(SECOND_MOMENTS).isdisjoint(needs(self._criterion)):
+        if first < warm and not set(SECOND_MOMENTS).isdisjoint(self._reads):
             log.warning(
                 "pruning.start_step=%d: before step %.0f, 3 / (1 - beta2), exp_avg_sq averages too few "
                 "gradients to prune by; set pruning.start_step=%.0f or later, train longer, or lower beta2",
@@ -303,53 +389,3 @@ class Pruner(SparsityCounter):
                 warm,
                 warm,
             )
-
-
-class Dense(SparsityCounter):
-    """The interface of Pruner without pruning: counts zeros over the same weights, touches nothing."""
-
-    def mask_grads_(self) -> None:
-        """Leave the gradients as they are."""
-
-    def after_step(self, step: int) -> MaskUpdate | None:
-        """No update is ever due."""
-        return None
-
-    def planned_count(self, step: int) -> int:
-        """Nothing is to be pruned after any step."""
-        return 0
-
-    def is_final(self, step: int) -> bool:
-        """Nothing is left to reach."""
-        return True
-
-    def verify(self, step: int) -> None:
-        """There is no plan to disagree with."""
-
-    def mean_density(self, total_steps: int) -> float:
-        """All weights live at every step."""
-        return 1.0
-
-    def mask_hash(self) -> str:
-        """Hash no masks."""
-        return Masks({}).hash()
-
-    def describe(self) -> dict[str, Any]:
-        """Facts for the run record."""
-        return {"criterion": {"name": "none"}, "target_sparsity": 0.0, **self.describe_weights()}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing to keep."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raise CheckpointError for the state of a run that pruned."""
-        if state:
-            raise CheckpointError(
-                "pruning=none: the checkpoint is that of a pruned run; resume with its own pruning"
-            )
-
-
-def _flat_source(source: Tensor | float, shape: Size, order: Sequence[int]) -> Tensor | float:
-    """State of the weight's shape as a flat tensor; numbers, and scalars such as step, as they are."""
-    return flat(source, order) if isinstance(source, Tensor) and source.shape == shape else source

@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from adamwprune.pruning.layout import zero_pruned_
-from adamwprune.pruning.scoring import Criterion, needs
+from adamwprune.pruning.sharding import local
 
 CANONICAL = {"momentum_buffer": "exp_avg", "square_avg": "exp_avg_sq"}
 
@@ -41,6 +40,8 @@ class StateView:
         """Canonical name -> tensor or number; what the optimizer does not keep (yet) is absent."""
         group = self._group(parameter)
         values: dict[str, Any] = {key: group[key] for key in ("lr", "eps") if key in group}
+        if "applied_lr" in group:  # an optimizer with a factor of its own, such as SPAM
+            values["lr"] = group["applied_lr"]
         values.update({f"beta{i}": beta for i, beta in enumerate(group.get("betas", ()), start=1)})
         for name, value in self._optimizer.state.get(parameter, {}).items():
             if value is not None:
@@ -67,29 +68,21 @@ class StateView:
         betas = self._group(parameter).get("betas", (0.0, 0.0))
         return 3.0 / (1.0 - float(betas[1]))
 
+    def age(self, parameter: Parameter) -> float | None:
+        """Steps since the parameter's moments were last reset; None where the optimizer does not count.
+
+        The group may say so (steps_since_reset); else it is the parameter's own count of steps.
+        """
+        step = self._group(parameter).get("steps_since_reset")
+        step = self._optimizer.state.get(parameter, {}).get("step") if step is None else step
+        return None if step is None else float(step)
+
     def zero_pruned_(self, parameter: Parameter, mask: Tensor) -> None:
         """Zero all state tensors of the parameter's shape, whatever their names, where mask is False."""
         for value in self._optimizer.state.get(parameter, {}).values():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                zero_pruned_(value, mask)
+            if isinstance(value, Tensor) and value.ndim and value.shape == parameter.shape:
+                zero_pruned_(local(value), mask)
 
     def _group(self, parameter: Parameter) -> dict[str, Any]:
         groups = self._optimizer.param_groups
         return next((g for g in groups if any(p is parameter for p in g["params"])), self._optimizer.defaults)
-
-
-def missing_state(
-    criterion: Criterion,
-    optimizer_factory: Callable[[list[Parameter]], Optimizer],
-    *,
-    device: torch.device | str = "cpu",
-) -> list[str]:
-    """Find what a criterion needs and an optimizer does not keep, by one real step.
-
-    The factory gets a list with one 2 x 2 parameter; the optimizer that it makes is stepped once.
-    """
-    trial = Parameter(torch.ones(2, 2, device=device))
-    trial.grad = torch.ones_like(trial)
-    optimizer = optimizer_factory([trial])
-    optimizer.step()
-    return StateView(optimizer).missing(needs(criterion), trial)

@@ -38,12 +38,17 @@ class Training:
     batches: TrainingBatches
     total_steps: int
 
-    def set_lr(self, step: int) -> float:
-        """Apply the learning rate of update number `step` to every group; return the first group's."""
+    def set_lr(self, step: int) -> None:
+        """Apply the learning rate of update number `step` to every group."""
         factor = self.lr_factor(step, self.total_steps)
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * factor
-        return self.optimizer.param_groups[0]["lr"]
+
+    @property
+    def applied_lr(self) -> float:
+        """What the first group was stepped with: an optimizer with a factor of its own (SPAM) says so."""
+        group = self.optimizer.param_groups[0]
+        return float(group.get("applied_lr", group["lr"]))
 
     def gradient_sync(self, is_last: bool) -> AbstractContextManager[None]:
         """Gradients travel between ranks with the last micro batch of a step only."""
@@ -100,14 +105,16 @@ def build_pruner(
 ) -> Pruner | Dense:
     """The pruner that the configuration describes; `Dense` where it describes none."""
     pruning = config.pruning
-    if pruning.criterion is None or pruning.schedule is None or pruning.scope is None:
+    if pruning.criterion is None:
         return Dense(model, include=pruning.include, exclude=pruning.exclude)
+    parts = {
+        part: build(getattr(pruning, part), f"pruning.{part}", config.allow_targets)
+        for part in ("criterion", "schedule", "scope", "selection", "mode")
+    }
     return Pruner(
         model,
         optimizer,
-        criterion=build(pruning.criterion, "pruning.criterion", config.allow_targets),
-        schedule=build(pruning.schedule, "pruning.schedule", config.allow_targets),
-        scope=build(pruning.scope, "pruning.scope", config.allow_targets),
+        **parts,
         target_sparsity=pruning.target_sparsity,
         initial_sparsity=pruning.initial_sparsity,
         **update_steps(pruning, steps),

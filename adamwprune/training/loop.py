@@ -4,9 +4,9 @@ One step, in the order that hard masks need (shared by every model and optimizer
 
     micro batches: forward, backward   gradients add up; ranks exchange them with the last
     unscale                            fp16 only
-    norm, finite or not                a step that would spoil the weights is not taken
-    pruner.mask_grads_()               pruned gradients do not eat into the norm
-    clip, optimizer.step()
+    pruner.mask_and_norm_grads_()      one pass; pruned gradients do not eat into the norm
+    finite or not                      a step that would spoil the weights is not taken
+    optimizer.step(), clipped
     pruner.after_step(step)            at an update: weights and moments of newly pruned to zero
 
 Rows, evaluations and checkpoints follow the step; `state` alone says where the run stands.
@@ -18,12 +18,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from adamwprune.errors import DiskError, DivergedError, RunError
+from adamwprune.pruning.gradients import Norms
+from adamwprune.pruning.mask_update import MaskUpdate
 from adamwprune.training import checkpoint as checkpoints
 from adamwprune.training.batches import Batch, stream
 from adamwprune.training.build import Training
+from adamwprune.training.clipping import clip_, clipped
 from adamwprune.training.evaluation import cross_entropy, evaluate
 from adamwprune.training.loop_state import LoopState, capture
 from adamwprune.training.records import Records
@@ -50,27 +52,30 @@ def run_steps(
         Interrupted, Preempted: a signal or a limit stopped the run after a checkpoint.
     """
     training.model.train()
-    if state.step == 0:
-        training.pruner.after_step(0)  # a plan may start sparse
+    if state.step == 0 and (mask_update := training.pruner.after_step(0)):  # a plan may start sparse
+        records.log(0, mask_update_row(training, records, mask_update))
     batches = stream(training.batches, state.step + state.skipped, training.config.hardware.num_workers)
     started = time.monotonic() - state.seconds
     while state.step < training.total_steps:
-        lr = training.set_lr(state.step)
+        training.set_lr(state.step)
         loss = accumulate_gradients(training, batches)
-        norm = update(training, state, loss)
-        if norm is None:  # fp16 overflow: the scale was lowered, the step does not count
+        norms = update(training, state, loss)
+        if norms is None:  # fp16 overflow: the scale was lowered, the step does not count
             state.skipped += 1
             continue
         state.step += 1
         state.loss_sum += loss
         state.loss_count += 1
-        training.pruner.after_step(state.step)
+        mask_update = training.pruner.after_step(state.step)
         throughput.step()
         records.step_end(state.step)
 
         row: dict[str, object] = {}
+        if mask_update is not None:
+            with throughput.paused():
+                row |= mask_update_row(training, records, mask_update)
         if is_log_step(training, state.step):
-            row |= training_row(training, state, lr, norm) | throughput.row()
+            row |= training_row(training, state, norms) | throughput.row()
         if is_eval_step(training, state.step):
             with throughput.paused():
                 row |= validation_row(training, state)
@@ -100,27 +105,27 @@ def accumulate_gradients(training: Training, batches: Iterator[Batch]) -> torch.
     return total
 
 
-def update(training: Training, state: LoopState, loss: torch.Tensor) -> torch.Tensor | None:
-    """Mask, clip and take the optimizer's step; the norm that was clipped, or None where fp16 skipped it."""
-    scaler, clip = training.autocast.scaler, training.config.trainer.grad_clip
-    scaler.unscale_(training.optimizer)
-    parameters = [p for p in training.model.parameters() if p.grad is not None]
-    norm = get_total_norm([p.grad for p in parameters])
-    # Before masking, which would hide a NaN. One number is read back per step: the price of never
-    # stepping on one. It is equal on all ranks.
-    if not torch.isfinite(norm):
-        return skip_or_stop(training, state, loss, norm)
-    if training.pruner.pruned():
-        training.pruner.mask_grads_()
-        norm = get_total_norm([p.grad for p in parameters])
-    if clip is not None:
-        clip_grads_with_norm_(parameters, clip, norm)
-    scaler.step(training.optimizer)
-    scaler.update()
-    return norm
+def update(training: Training, state: LoopState, loss: torch.Tensor) -> Norms | None:
+    """Mask, clip and take the optimizer's step; the norms before clipping, or None where fp16 skipped it."""
+    scaler, optimizer = training.autocast.scaler, training.optimizer
+    scaler.unscale_(optimizer)
+    norms = training.pruner.mask_and_norm_grads_()
+    # Read back once per step: the price of never stepping on a NaN, under a mask or not. It is equal on
+    # all ranks.
+    if not math.isfinite(float(norms.unmasked)):
+        return skip_or_stop(training, state, loss, float(norms.unmasked))
+    norm, largest = float(norms.masked), training.config.trainer.grad_clip
+    if scaler.is_enabled():
+        clip_(optimizer, norm, largest)
+        scaler.step(optimizer)
+        scaler.update()
+    else:
+        with clipped(optimizer, norm, largest):
+            optimizer.step()
+    return norms
 
 
-def skip_or_stop(training: Training, state: LoopState, loss: torch.Tensor, norm: torch.Tensor) -> None:
+def skip_or_stop(training: Training, state: LoopState, loss: torch.Tensor, norm: float) -> None:
     """An overflow of fp16 lowers the loss scale and passes the batch over; anything else has diverged."""
     scaler = training.autocast.scaler
     if scaler.is_enabled():
@@ -130,17 +135,17 @@ def skip_or_stop(training: Training, state: LoopState, loss: torch.Tensor, norm:
         raise diverged(training, state, loss, norm)
 
 
-def diverged(training: Training, state: LoopState, loss: torch.Tensor, norm: torch.Tensor) -> DivergedError:
+def diverged(training: Training, state: LoopState, loss: torch.Tensor, norm: float) -> DivergedError:
     """The error that names the step, the numbers and the first parameter with a bad gradient."""
     bad = [
         name
         for name, parameter in training.model.named_parameters()
         if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
     ]
-    lr = training.optimizer.param_groups[0]["lr"]
+    where = bad[0] if bad else "a pruned weight"
     return DivergedError(
-        f"step {state.step + 1}: loss {loss.item():g}, gradient norm {norm.item():g}, lr {lr:g}, "
-        f"first bad gradient in {bad[0] if bad else 'none'}; the weights are those of step {state.step}; "
+        f"step {state.step + 1}: loss {loss.item():g}, gradient norm {norm:g}, lr {training.applied_lr:g}, "
+        f"first bad gradient in {where}; the weights are those of step {state.step}; "
         "lower optimizer.lr or raise lr_schedule.warmup_steps"
     )
 
@@ -168,16 +173,32 @@ def is_checkpoint_step(training: Training, state: LoopState) -> bool:
     return is_best or state.step % every == 0 or state.step == training.total_steps
 
 
-def training_row(training: Training, state: LoopState, lr: float, norm: torch.Tensor) -> dict[str, object]:
+def mask_update_row(training: Training, records: Records, mask_update: MaskUpdate) -> dict[str, object]:
+    """Write the event, and return its numbers for the row of the step."""
+    check_masks_agree(training, mask_update.step, mask_update.mask_hash)
+    records.mask_updated(mask_update.step, mask_update.event())
+    return mask_update.row()
+
+
+def check_masks_agree(training: Training, step: int, mask_hash: str) -> None:
+    """Raise RunError if the ranks' masks differ: the run is worth nothing."""
+    hashes = training.ranks.gather(mask_hash)
+    if len(set(hashes)) > 1:
+        raise RunError(f"step {step}: the ranks' masks differ ({', '.join(hashes)}); this is a bug")
+
+
+def training_row(training: Training, state: LoopState, norms: Norms) -> dict[str, object]:
     """Means over the steps since the last row; reads the device once."""
     ranks = training.ranks
+    unmasked = {"train/grad_norm_unmasked": norms.unmasked} if training.pruner.pruned() else {}
     loss = ranks.sum_(state.loss_sum.clone()) / (ranks.world_size * state.loss_count)
     state.loss_sum.zero_()
     state.loss_count = 0
     return {
         "train/loss": loss,
-        "train/lr": lr,
-        "train/grad_norm": norm,
+        "train/lr": training.applied_lr,
+        "train/grad_norm": norms.masked,
+        **unmasked,
         "train/epoch": state.step / training.batches.steps_per_epoch,
         f"train/{training.data.unit}": state.step * samples_per_step(training),
         "sparsity/global": training.pruner.sparsity(),
@@ -233,9 +254,7 @@ def save(
         DiskError: it was not.
         RunError: the ranks' masks differ, so the run is worth nothing.
     """
-    hashes = training.ranks.gather(training.pruner.mask_hash())
-    if len(set(hashes)) > 1:
-        raise RunError(f"step {state.step}: the ranks' masks differ ({', '.join(hashes)}); this is a bug")
+    check_masks_agree(training, state.step, training.pruner.mask_hash())
     weights, values = capture(training, state, revision)
     problem = ""
     if training.ranks.is_main:

@@ -20,8 +20,13 @@ log = logging.getLogger(__name__)
 class Records:
     """The ledger and the callbacks of one run; with neither, on the other ranks, silent."""
 
-    def __init__(self, ledger: Ledger | None = None, callbacks: Sequence[Callback] = ()) -> None:
-        self._ledger = ledger
+    def __init__(
+        self,
+        ledger: Ledger | None = None,
+        callbacks: Sequence[Callback] = (),
+        mask_updates: Ledger | None = None,
+    ) -> None:
+        self._ledger, self._mask_updates = ledger, mask_updates
         self._callbacks = list(callbacks)
         self._active = list(callbacks)
 
@@ -41,14 +46,19 @@ class Records:
         self._ledger.write(step, now, row)
         self._each("on_log", step, now, row)
 
+    def mask_updated(self, step: int, event: Mapping[str, Any]) -> None:
+        """Write everything that is known of a mask update; its numbers come with the row of the step."""
+        if self._mask_updates is not None:
+            self._mask_updates.write(step, time.time(), sanitise(event))
+
     def checkpoint_saved(self, step: int, directory: Path) -> None:
         """Tell every callback about a verified checkpoint."""
         self._each("on_checkpoint_saved", step, directory)
 
     def sync(self) -> None:
         """Make the rows so far survive a power cut."""
-        if self._ledger is not None:
-            self._ledger.sync()
+        for ledger in self._ledgers():
+            ledger.sync()
 
     def finished(self, summary: dict[str, Any]) -> None:
         """Tell every callback how a complete run ended."""
@@ -60,11 +70,11 @@ class Records:
 
     def close(self, exit_code: int) -> dict[str, Any]:
         """Close the ledger, then every callback; return what the callbacks say of themselves."""
-        if self._ledger is not None:
+        for ledger in self._ledgers():
             try:
-                self._ledger.close()
+                ledger.close()
             except DiskError as error:
-                log.warning("metrics.jsonl was not synced: %s", error)
+                log.warning("not synced: %s", error)
         self._each("finish", exit_code)  # all trackers finish at once, within one deadline
         statuses: dict[str, Any] = {}
         for callback in self._callbacks:
@@ -74,6 +84,9 @@ class Records:
             except Exception as error:
                 log.warning("%s did not close: %s", type(callback).__name__, error)
         return statuses
+
+    def _ledgers(self) -> list[Ledger]:
+        return [ledger for ledger in (self._ledger, self._mask_updates) if ledger is not None]
 
     def _each(self, hook: str, *arguments: Any) -> None:
         for callback in list(self._active):

@@ -21,7 +21,16 @@ from adamwprune.callbacks.plot import Plot
 from adamwprune.config import Config, to_plain
 from adamwprune.distributed import Ranks, joined
 from adamwprune.errors import Interrupted, OutOfMemoryError, Preempted, RunError, TrackerError
-from adamwprune.run_directory import METRICS, RECORD, SUMMARY, locked, read_json, save_config, write_json
+from adamwprune.run_directory import (
+    MASK_UPDATES,
+    METRICS,
+    RECORD,
+    SUMMARY,
+    locked,
+    read_json,
+    save_config,
+    write_json,
+)
 from adamwprune.targets import build
 from adamwprune.training import checkpoint as checkpoints
 from adamwprune.training.build import Training, build_training, choose_device, describe
@@ -139,7 +148,10 @@ def _open_records(training: Training, state: LoopState, record: dict[str, Any], 
     ]
     callbacks: list[Callback] = [Console(), Plot(), *trackers]
     ledger = Ledger(directory / METRICS, state.step, exact=is_exact)
-    records = Records(ledger, callbacks)
+    mask_updates = None
+    if config.pruning.criterion is not None:
+        mask_updates = Ledger(directory / MASK_UPDATES, state.step, exact=is_exact)
+    records = Records(ledger, callbacks, mask_updates)
     records.start(
         RunInfo(
             run_id=record["run_id"],

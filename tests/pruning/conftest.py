@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from adamwprune.pruning.criteria.magnitude import magnitude
 from adamwprune.pruning.pruner import Pruner
 from adamwprune.pruning.schedules import zhu_gupta
-from adamwprune.pruning.scopes import layerwise
+from adamwprune.pruning.scopes.layerwise import layerwise
 
 
 @pytest.fixture(autouse=True)

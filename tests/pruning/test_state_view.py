@@ -6,7 +6,9 @@ from torch.nn import Parameter
 
 from adamwprune.pruning.criteria.magnitude import magnitude
 from adamwprune.pruning.criteria.state import state
-from adamwprune.pruning.state_view import StateView, missing_state
+from adamwprune.pruning.scoring import needs
+from adamwprune.pruning.state_view import StateView
+from adamwprune.pruning.trial import missing_state
 
 
 def stepped(kind, **settings):
@@ -53,8 +55,8 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_missing_state_is_found_by_one_step(name):
     factory, missing = OPTIMIZERS[name]
-    assert missing_state(state, factory) == missing
-    assert missing_state(magnitude, factory) == []
+    assert missing_state(needs(state), factory) == missing
+    assert missing_state(needs(magnitude), factory) == []
 
 
 def test_missing_state_names_what_is_missing_and_only_that():
@@ -62,9 +64,9 @@ def test_missing_state_names_what_is_missing_and_only_that():
         return weight
 
     momentum = OPTIMIZERS["sgd with momentum"][0]
-    assert missing_state(criterion, OPTIMIZERS["sgd"][0]) == ["exp_avg", "max_exp_avg_sq"]
-    assert missing_state(criterion, momentum) == ["max_exp_avg_sq"]
-    assert missing_state(criterion, lambda p: torch.optim.Adam(p, amsgrad=True)) == []
+    assert missing_state(needs(criterion), OPTIMIZERS["sgd"][0]) == ["exp_avg", "max_exp_avg_sq"]
+    assert missing_state(needs(criterion), momentum) == ["max_exp_avg_sq"]
+    assert missing_state(needs(criterion), lambda p: torch.optim.Adam(p, amsgrad=True)) == []
 
 
 @pytest.mark.parametrize(

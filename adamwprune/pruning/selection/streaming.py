@@ -1,87 +1,58 @@
 """Exact selection of the lowest scores by counting: O(N) reads, no sort, no copy of the scores.
 
-    key     an unsigned integer that orders as the float32 score does; 0 for a weight that is
-            already pruned, so that it stays first and the k lowest keys are the k pruned weights
     guess   an interval of keys that should hold the k-th smallest, from a small sample
     census  one pass: how many keys lie below the interval, and their histogram inside it; the
             count proves or refutes the guess and narrows the interval to one of 65,536 bins
     prune   one pass: everything below the interval, and inside it the lowest keys, equal ones in
             the order (tensor, flat index)
 
-Exactly k entries per segment for any scores, ties included; no random numbers, no clamps.
-Scores exist for one chunk at a time. Beyond masks and a few chunks this needs 1 MiB.
+Exactly k entries for any scores, ties included; no random numbers, no clamps. Scores exist for
+one chunk at a time. Beyond masks and a few chunks this needs 1 MiB. Of shards on several
+processes only counts travel: two histograms of 512 KiB and one number a tensor. Tensors on an
+accelerator are counted there: on_device.py.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import SupportsFloat
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from adamwprune.pruning.layout import CHUNK, parts
+from adamwprune.pruning.layout import CHUNK
+from adamwprune.pruning.selection.keys import KEY_BITS, Ranked, score_of
+from adamwprune.pruning.selection.on_device import on_device
+from adamwprune.pruning.sharding import ALONE, Shards
 
 BIN_BITS = 16
-KEY_BITS = 32
 
 # Keys that are collected and sorted instead of counted once more: half a MiB with positions.
 _FEW = 1 << 14
-_SIGN = np.int32(-(2**31))
-_MAGNITUDE = np.int32(2**31 - 1)
 
 
-class Ranked(Protocol):
-    """A tensor whose entries compete: its mask (flat, bool) and its scores (flat, no NaN if kept)."""
+def streaming(tensors: Sequence[Ranked], count: int, shards: Shards = ALONE) -> SupportsFloat:
+    """Set masks so that the `count` entries with the lowest keys, of all tensors together, are pruned.
 
-    mask: Tensor
-
-    def read(self, part: slice) -> np.ndarray:
-        """Scores of a slice of the flat tensor, float32."""
-
-
-def prune_lowest_(tensors: Sequence[Ranked], count: int) -> float:
-    """Clear masks until `count` entries of all tensors together are pruned; the lowest scores go.
-
-    Returns the highest score that was pruned. Entries pruned before count, and stay pruned.
-    `count` must be above their number and at most the number of all entries.
+    Returns the highest score that was pruned. `count` must be at least 1, at least the number of entries
+    that are pruned already, and at most that of all.
     """
-    low, bits, below = _locate(tensors, count)
+    if tensors[0].device.type != "cpu":
+        return on_device(tensors, count, shards)
+    low, bits, below = locate(tensors, count, shards)
     if bits == 0:
-        _prune_ties_(tensors, low, count - below)
+        _prune_ties_(tensors, low, count - below, shards)
         return score_of(low)
     return _prune_interval_(tensors, low, bits, count - below)
 
 
-def keys_of(scores: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """uint32 keys that order as the float32 scores: -0.0 equals 0.0, what is not kept is 0."""
-    bits = scores.view(np.int32)
-    if bits.min() < 0:
-        bits = (scores + np.float32(0.0)).view(np.int32)  # -0.0 becomes 0.0
-        bits = bits ^ ((bits >> 31) & _MAGNITUDE)
-    keys = bits ^ _SIGN
-    keys &= -kept.view(np.int8)
-    return keys.view(np.uint32)
-
-
-def score_of(key: int) -> float:
-    """The score that has this key."""
-    bits = np.array(key, np.uint32).view(np.int32) ^ _SIGN
-    return float((bits ^ ((bits >> 31) & _MAGNITUDE)).view(np.float32))
-
-
-def _keys(tensor: Ranked, part: slice) -> np.ndarray:
-    return keys_of(tensor.read(part), tensor.mask[part].cpu().numpy())
-
-
-def _locate(tensors: Sequence[Ranked], rank: int) -> tuple[int, int, int]:
+def locate(tensors: Sequence[Ranked], rank: int, shards: Shards = ALONE) -> tuple[int, int, int]:
     """An interval [low, low + 2**bits) that holds the rank-th smallest key, and the count below it.
 
-    Its keys are few enough to be sorted, or all the same (bits = 0).
+    Its keys are all the same (bits = 0), or so few that one process may sort them.
     """
-    low, bits = _guess(tensors, rank)
+    low, bits = _guess(tensors, rank) if shards.is_alone else (0, KEY_BITS)
     while True:
-        below, counts = _census(tensors, low, bits)
+        below, counts = _census(tensors, low, bits, shards)
         inside = np.cumsum(counts)
         if not below < rank <= below + inside[-1]:
             low, bits = 0, KEY_BITS  # the sample misled
@@ -90,17 +61,17 @@ def _locate(tensors: Sequence[Ranked], rank: int) -> tuple[int, int, int]:
         below += int(inside[chosen] - counts[chosen])
         bits = max(bits - BIN_BITS, 0)
         low += chosen << bits
-        if bits == 0 or counts[chosen] <= _FEW:
+        if bits == 0 or (shards.is_alone and counts[chosen] <= _FEW):
             return low, bits, below
 
 
 def _guess(tensors: Sequence[Ranked], rank: int) -> tuple[int, int]:
     """Where the rank-th key should be: its place in a sample, four standard errors either way."""
-    total = sum(tensor.mask.numel() for tensor in tensors)
+    total = sum(tensor.size for tensor in tensors)
     if total <= CHUNK:
         return 0, KEY_BITS
     stride = max(32, -(-total // CHUNK))
-    sample = np.concatenate([_keys(tensor, slice(0, None, stride)) for tensor in tensors])
+    sample = np.concatenate([tensor.sample(stride) for tensor in tensors])
     sample.sort()
     expected = rank / total * sample.size
     margin = 4.0 * math.sqrt(expected * (1.0 - rank / total)) + 1.0
@@ -111,17 +82,18 @@ def _guess(tensors: Sequence[Ranked], rank: int) -> tuple[int, int]:
     return min(low, 2**KEY_BITS - 2**bits), bits  # an interval past the last key would wrap around
 
 
-def _census(tensors: Sequence[Ranked], low: int, bits: int) -> tuple[int, np.ndarray]:
+def _census(tensors: Sequence[Ranked], low: int, bits: int, shards: Shards) -> tuple[int, np.ndarray]:
     """How many keys are below `low`, and int64 counts of those in [low, low + 2**bits), in bins."""
-    below, counts = 0, np.zeros(1 << BIN_BITS, np.int64)
+    counts = np.zeros((1 << BIN_BITS) + 1, np.int64)  # the last one: below
     shift = max(bits - BIN_BITS, 0)
     for tensor in tensors:
-        for part in parts(tensor.mask.numel()):
-            keys = _keys(tensor, part)
-            below += int(np.count_nonzero(keys < low))
+        for part in tensor.parts():
+            keys = tensor.keys(part)
+            counts[-1] += np.count_nonzero(keys < low)
             offsets = _inside(keys, low, bits)[1]
-            counts += np.bincount(offsets >> shift, minlength=counts.size)
-    return below, counts
+            counts[:-1] += np.bincount(offsets >> shift, minlength=1 << BIN_BITS)
+    counts = shards.sum(counts)
+    return int(counts[-1]), counts[:-1]
 
 
 def _inside(keys: np.ndarray, low: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
@@ -131,25 +103,37 @@ def _inside(keys: np.ndarray, low: int, bits: int) -> tuple[np.ndarray, np.ndarr
     return positions, offsets[positions]
 
 
-def _prune_ties_(tensors: Sequence[Ranked], key: int, ties: int) -> None:
+def _prune_ties_(tensors: Sequence[Ranked], key: int, ties: int, shards: Shards) -> None:
     """Prune all keys below `key`, and the first `ties` that equal it."""
-    for tensor in tensors:
-        for part in parts(tensor.mask.numel()):
-            keys = _keys(tensor, part)
+    for tensor, quota in zip(tensors, tie_quotas(tensors, key, ties, shards), strict=True):
+        for part in tensor.parts():
+            keys = tensor.keys(part)
             kept = keys >= key
-            equal = np.flatnonzero(keys == key)[:ties]
+            equal = np.flatnonzero(keys == key)[:quota]
             kept[equal] = False
-            ties -= equal.size
-            tensor.mask[part] = torch.from_numpy(kept)
+            quota -= equal.size
+            tensor.keep_(part, torch.from_numpy(kept))
+
+
+def tie_quotas(tensors: Sequence[Ranked], key: int, ties: int, shards: Shards) -> list[int]:
+    """How many of the first `ties` keys that equal `key` lie in this process's part of each tensor."""
+    if shards.is_alone and len(tensors) == 1:
+        return [ties]
+    own = [sum(int(np.count_nonzero(t.keys(part) == key)) for part in t.parts()) for t in tensors]
+    counts = shards.gather(np.array(own))  # (processes, tensors)
+    in_order = counts.T.reshape(-1)  # shards follow each other within a tensor
+    earlier = np.cumsum(in_order) - in_order
+    quotas = np.clip(ties - earlier, 0, in_order).reshape(len(tensors), -1)
+    return quotas[:, shards.rank].tolist()
 
 
 def _prune_interval_(tensors: Sequence[Ranked], low: int, bits: int, count: int) -> float:
     """Prune all keys below `low`, and the `count` lowest of those in [low, low + 2**bits)."""
     owners, places, offsets = [], [], []
     for owner, tensor in enumerate(tensors):
-        for part in parts(tensor.mask.numel()):
-            keys = _keys(tensor, part)
-            tensor.mask[part] = torch.from_numpy(keys >= low)
+        for part in tensor.parts():
+            keys = tensor.keys(part)
+            tensor.keep_(part, torch.from_numpy(keys >= low))
             positions, distance = _inside(keys, low, bits)
             owners.append(np.full(positions.size, owner, np.int32))
             places.append(positions + part.start)
@@ -157,5 +141,5 @@ def _prune_interval_(tensors: Sequence[Ranked], low: int, bits: int, count: int)
     lowest = np.argsort(np.concatenate(offsets), kind="stable")[:count]
     owner_of, place_of = np.concatenate(owners)[lowest], np.concatenate(places)[lowest]
     for owner, tensor in enumerate(tensors):
-        tensor.mask[torch.from_numpy(place_of[owner_of == owner])] = False
+        tensor.prune_(torch.from_numpy(place_of[owner_of == owner]))
     return score_of(low + int(np.concatenate(offsets)[lowest[-1]]))

@@ -1,0 +1,93 @@
+"""The scores of one mask update, and what a mode does with them: prune the lowest, grow the highest."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from adamwprune.errors import RunError
+from adamwprune.pruning.criteria.magnitude import magnitude
+from adamwprune.pruning.layout import flat, memory_order
+from adamwprune.pruning.masks import Masks
+from adamwprune.pruning.modes.base import Mode
+from adamwprune.pruning.scopes.segments import Scope, Segment
+from adamwprune.pruning.scoring import Criterion, GrowthScores, TensorScores, needs
+from adamwprune.pruning.selection.keys import Selection
+from adamwprune.pruning.sharding import Shards
+from adamwprune.pruning.sources import Source, Sources
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Everything that decides which weights go, at one step."""
+
+    step: int
+    parameters: Mapping[str, Tensor]
+    masks: Masks
+    mode: Mode
+    criterion: Criterion
+    scope: Scope
+    selection: Selection
+    sources: Sources
+    shards: Shards
+
+    def prune_(self, sparsity: float) -> list[float]:
+        """Clear masks until `sparsity` is reached; the highest pruned score of each segment, or NaN."""
+        scores = self._scores(self.criterion, TensorScores)
+        return [
+            segment.prune_(scores, self.selection, self.shards)
+            if remaining(segment, self.masks) > 0
+            else math.nan
+            for segment in self.segments(sparsity)
+        ]
+
+    def grow_(self, criterion: Criterion, sparsity: float) -> None:
+        """Set masks of pruned weights with the highest scores until only `sparsity` is left."""
+        scores = self._scores(criterion, GrowthScores)
+        for segment in self.segments(sparsity):
+            segment.prune_(scores, self.selection, self.shards)
+
+    def by_magnitude(self, sparsity: float) -> dict[str, Tensor]:
+        """The masks that plain magnitude would choose now; those of the pruner stay as they are."""
+        masks = {name: self.masks[name].clone() for name in self.parameters}
+        for mask in masks.values() if self.mode.restarts else ():
+            mask.fill_(True)
+        weights = {name: {"weight": self._flat_weight(name)} for name in masks}
+        scores = [TensorScores(name, mask, magnitude, weights[name]) for name, mask in masks.items()]
+        for segment in self.segments(sparsity):
+            if self.mode.restarts or remaining(segment, self.masks) > 0:
+                segment.prune_(scores, self.selection, self.shards)
+        return masks
+
+    def count_unseen(self) -> int:
+        """Live weights that no gradient ever reached, of a criterion that reads the second moment."""
+        return sum(tensor.count_unseen() for tensor in self._scores(self.criterion, TensorScores))
+
+    def segments(self, sparsity: float) -> Sequence[Segment]:
+        """Those of the scope."""
+        return self.scope([parameter.shape for parameter in self.parameters.values()], sparsity)
+
+    def _scores(self, criterion: Criterion, kind: type[TensorScores]) -> list[TensorScores]:
+        return [
+            kind(name, self.masks[name], criterion, sources)
+            for name, sources in self._readable(needs(criterion))
+        ]
+
+    def _readable(self, wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, Source]]]:
+        for name in self.parameters:
+            if lacking := self.sources.missing(name, wanted):
+                raise RunError(
+                    f"step {self.step}: the optimizer keeps no {', '.join(lacking)} for {name}, which was "
+                    "never stepped (frozen, or without a gradient); leave it out with pruning.exclude"
+                )
+            yield name, self.sources.read(name, wanted, self.mode.weight(name), self.masks[name])
+
+    def _flat_weight(self, name: str) -> Tensor:
+        return flat(self.mode.weight(name), memory_order(self.masks[name]))
+
+
+def remaining(segment: Segment, masks: Masks) -> int:
+    """Weights that a segment still has to prune."""
+    pruned = list(masks.pruned.values())
+    return segment.planned - sum(pruned[i] for i in segment.tensors)

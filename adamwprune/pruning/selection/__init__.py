@@ -1,0 +1,1 @@
+"""Selection: exactly which entries go, given their scores; equal results, different ways to find them."""
