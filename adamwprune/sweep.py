@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -23,14 +22,14 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from rich.table import Table
 
 from adamwprune import run_directory
-from adamwprune.callbacks.console import Terminal, format_number
+from adamwprune.callbacks.console import Terminal
 from adamwprune.composition import compose, given_keys, parse, quoted, to_config
 from adamwprune.config import Config, to_plain
 from adamwprune.errors import ConfigError, Interrupted, Preempted
 from adamwprune.preflight import check_machine
+from adamwprune.reporting.sweep_tables import job_table, seed_table
 from adamwprune.signal_handlers import STOP_SIGNALS, handling
 from adamwprune.validation import MOST_LETTERS
 
@@ -69,7 +68,9 @@ def run_sweep(overrides: list[str]) -> int:
             lines.write(json.dumps(result) + "\n")
         if stop_signal:
             break
-    Terminal().print(_table(results, len(jobs)))
+    Terminal().print(job_table(results, _title(results, len(jobs))))
+    if means := seed_table(results):
+        Terminal().print(means)
     if stop_signal and (len(results) < len(jobs) or results[-1]["exit_code"] in STOPPED):
         return Interrupted.exit_code if stop_signal == signal.SIGINT else Preempted.exit_code
     return int(any(result["exit_code"] for result in results))
@@ -209,31 +210,8 @@ def _run_job(job: Job, number: int, directory: Path, group: str) -> tuple[dict[s
     return result, received[0] if received else 0
 
 
-def _table(results: list[dict[str, Any]], count: int) -> Table:
+def _title(results: list[dict[str, Any]], count: int) -> str:
     failed = sum(result["exit_code"] not in (0, *STOPPED) for result in results)
     stopped = sum(result["exit_code"] in STOPPED for result in results)
-    title = f"{len(results)} of {count} jobs run, {failed} failed" + (
-        f", {stopped} stopped" if stopped else ""
-    )
-    table = Table(title=title, title_justify="left")
-    for column in ("job", "choices", "outcome", "metric", "sparsity", "seconds"):
-        table.add_column(column, overflow="fold")
-    for result in results:
-        outcome = (
-            "finished" if result["exit_code"] == 0 else f"{result['status']}, exit code {result['exit_code']}"
-        )
-        table.add_row(
-            str(result["job"]),
-            " ".join(result["swept"]),
-            outcome,
-            *_numbers(result),
-            f"{result['seconds']:.0f}",
-        )
-    return table
-
-
-def _numbers(result: dict[str, Any]) -> Iterator[str]:
-    names = ("test/accuracy", "test/perplexity", "val/accuracy", "val/perplexity")
-    name = next((n for n in names if n in result["metrics"]), None)
-    yield f"{name} {format_number(name, result['metrics'][name])}" if name else ""
-    yield "" if result["sparsity"] is None else format_number("sparsity", result["sparsity"])
+    more = f", {stopped} stopped" if stopped else ""
+    return f"{len(results)} of {count} jobs run, {failed} failed{more}"
