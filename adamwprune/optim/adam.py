@@ -2,7 +2,7 @@
 
     g += weight_decay * w;   m, v = running means of g, g^2;   w -= lr * m^ / (sqrt(v^) + eps)
 
-Source: Kingma and Ba, arXiv 1412.6980, algorithm 1.
+Sources: Kingma and Ba, arXiv 1412.6980, algorithm 1; AMSGrad: Reddi et al., arXiv 1904.09237.
 """
 
 from collections.abc import Iterable
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from adamwprune.optim.fused import fused
 from adamwprune.ranges import Fraction, NonNegative, Positive
 
 
@@ -23,6 +24,13 @@ def adam(
     amsgrad: bool = False,
 ) -> torch.optim.Adam:
     """Adam over the parameter groups; a group's own `weight_decay` wins."""
+    groups = list(groups)
     return torch.optim.Adam(
-        groups, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, fused=True
+        groups,
+        lr=lr,
+        betas=tuple(betas),
+        eps=eps,
+        weight_decay=weight_decay,
+        amsgrad=amsgrad,
+        fused=fused(torch.optim.Adam, groups),
     )

@@ -2,7 +2,7 @@
 
     w *= 1 - lr * weight_decay;   then Adam's update with the undecayed gradient
 
-Source: Loshchilov and Hutter, arXiv 1711.05101, algorithm 2.
+Sources: Loshchilov and Hutter, arXiv 1711.05101, algorithm 2; AMSGrad: Reddi et al., arXiv 1904.09237.
 """
 
 from collections.abc import Iterable
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from adamwprune.optim.fused import fused
 from adamwprune.ranges import Fraction, NonNegative, Positive
 
 
@@ -23,6 +24,13 @@ def adamw(
     amsgrad: bool = False,
 ) -> torch.optim.AdamW:
     """AdamW over the parameter groups; a group's own `weight_decay` wins."""
+    groups = list(groups)
     return torch.optim.AdamW(
-        groups, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, fused=True
+        groups,
+        lr=lr,
+        betas=tuple(betas),
+        eps=eps,
+        weight_decay=weight_decay,
+        amsgrad=amsgrad,
+        fused=fused(torch.optim.AdamW, groups),
     )

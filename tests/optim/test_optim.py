@@ -1,4 +1,4 @@
-"""Optimizers: torch's own update, fused; decay groups by identity."""
+"""SGD, Adam, AdamW: torch's own update, fused where it can be; decay groups and roles by identity."""
 
 import pytest
 import torch
@@ -44,6 +44,18 @@ def test_embeddings_decay_on_request():
     """The switch moves the tied weight, once."""
     groups = param_groups(Tied(), weight_decay=0.1, decay_embeddings=True)
     assert names(groups)["decay"] == ["embedding.weight", "block.weight"]
+
+
+def test_roles_by_identity():
+    """Each parameter's part in the network, beside its name; a head that is tied is an embedding."""
+    model = Tied()
+    first, second = param_groups(model, weight_decay=0.1, decay_embeddings=False)
+    assert first["roles"] == ["hidden"]
+    assert second["roles"] == ["embedding", "vector", "vector", "vector"]
+    model.head.weight = nn.Parameter(torch.zeros(7, 4))
+    groups = param_groups(model, weight_decay=0.1, decay_embeddings=False)
+    roles = dict(zip(groups[0]["names"], groups[0]["roles"], strict=True))
+    assert roles == {"block.weight": "hidden", "head.weight": "head"}
 
 
 def test_group_table_counts_every_trained_parameter_once():
@@ -104,3 +116,65 @@ def test_a_tied_weight_moves_as_once():
     gradient = model.embedding.weight.grad.clone()
     optimizer.step()
     torch.testing.assert_close(model.embedding.weight, before - 0.5 * gradient, rtol=1e-6, atol=1e-7)
+
+
+# --------------------------------------------------------------------------------- fused or not
+
+KINDS = {sgd: torch.optim.SGD, adam: torch.optim.Adam, adamw: torch.optim.AdamW}
+
+
+@pytest.mark.parametrize("ours", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_is_fused_where_torch_is(ours, dtype):
+    """On a CPU, every format of numbers that networks have."""
+    assert ours([nn.Parameter(torch.zeros(2, dtype=dtype))]).param_groups[0]["fused"]
+
+
+@pytest.mark.parametrize("ours", KINDS)
+def test_is_not_fused_where_torch_is_not(ours):
+    """Complex numbers, and a device without kernels: torch's own choice, where it would fail fused."""
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.randn(3, dtype=torch.complex64)) for _ in range(2)]
+    weights[1].data.copy_(weights[0].data)
+    first, second = ours([weights[0]], lr=0.1), KINDS[ours]([weights[1]], **first_settings(ours))
+    refused = KINDS[ours]([nn.Parameter(weights[0].detach().clone())], fused=True)
+    refused.param_groups[0]["params"][0].grad = torch.ones(3, dtype=torch.complex64)
+    with pytest.raises(RuntimeError, match="fused"):
+        refused.step()
+    for _ in range(3):
+        for weight, optimizer in zip(weights, (first, second), strict=True):
+            weight.grad = torch.randn(3, dtype=torch.complex64, generator=torch.Generator().manual_seed(1))
+            optimizer.step()
+    assert torch.equal(*weights)
+    elsewhere = nn.Parameter(torch.empty(3, device="meta"))
+    elsewhere.grad = torch.empty_like(elsewhere)
+    optimizer = ours([elsewhere])
+    optimizer.step()
+    assert optimizer.param_groups[0]["fused"] is None
+
+
+def first_settings(ours):
+    """What ours gives to torch's, but for fused."""
+    settings = {"lr": 0.1, "weight_decay": ours.__kwdefaults__["weight_decay"]}
+    return settings | ({"momentum": 0.9} if ours is sgd else {})
+
+
+def test_fused_sgd_takes_a_late_first_gradient():
+    """Torch's own fails there; the result is that of the for-loop, to the bit."""
+    results = []
+    for make in (sgd, torch.optim.SGD):
+        weights = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+        settings = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
+        optimizer = make(weights, **settings) if make is sgd else make(weights, **settings, foreach=False)
+        for step in range(5):
+            weights[0].grad = torch.full((3,), 0.5)
+            weights[1].grad = torch.full((3,), 0.25) if step >= 2 else None
+            optimizer.step()
+        results.append(torch.cat([weight.detach() for weight in weights]))
+    torch.testing.assert_close(*results, rtol=1e-6, atol=0)
+    fused = torch.optim.SGD(weights, lr=0.1, momentum=0.9, fused=True)
+    weights[0].grad = None
+    fused.step()
+    weights[0].grad = torch.ones(3)
+    with pytest.raises(TypeError, match="NoneType"):
+        fused.step()

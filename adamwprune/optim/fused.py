@@ -1,0 +1,40 @@
+"""Whether torch's one-kernel step runs: one pass over weights, gradients and moments.
+
+torch says so only in the first step, and then by an error; here a real step of one number asks
+beforehand, so that a device or number format without such a kernel gets torch's own choice.
+"""
+
+import functools
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+Params = Iterable[dict[str, Any]] | Iterable[Tensor]
+
+
+def fused(optimizer: type[Optimizer], params: list[dict[str, Any]] | list[Tensor]) -> Literal[True] | None:
+    """What to give as `fused=`: True where the kernel takes all parameters, None where it does not."""
+    kinds = {(parameter.device, parameter.dtype) for parameter in parameters(params)}
+    return True if all(_has_kernel(optimizer, *kind) for kind in kinds) else None
+
+
+def parameters(params: Params) -> list[Tensor]:
+    """The parameters of groups, or the list that they are already."""
+    return [
+        parameter for item in params for parameter in (item["params"] if isinstance(item, dict) else [item])
+    ]
+
+
+@functools.cache
+def _has_kernel(optimizer: type[Optimizer], device: torch.device, dtype: torch.dtype) -> bool:
+    trial = Parameter(torch.zeros(1, device=device, dtype=dtype))
+    trial.grad = torch.zeros_like(trial)
+    try:
+        optimizer([trial], fused=True).step()
+    except RuntimeError:
+        return False
+    return True
