@@ -9,17 +9,13 @@ evaluation and checkpoints left out. Arms: `bare` (forward, backward, clip, step
 `ours` (dense), `pruned` (magnitude masks in force from the first step, updates left out).
 """
 
-import argparse
-import json
-import platform
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from measure import Seconds, argument_parser, interleave, now, paired_ratio, print_table, report, spread
 
 from adamwprune import run_directory
 from adamwprune.callbacks.base import Callback
@@ -39,15 +35,8 @@ WARM_UP = 5  # steps left out at the beginning of each round
 GOAL = 1.03
 PRUNED = ("pruning=magnitude", "pruning/schedule=constant", "pruning.target_sparsity=0.5")
 
-Times = list[tuple[float, float]]  # wall and CPU seconds at each step end
 
-
-def now() -> tuple[float, float]:
-    """Wall and CPU clock of this process."""
-    return time.perf_counter(), time.process_time()
-
-
-def bare(config: Config, steps: int) -> Times:
+def bare(config: Config, steps: int) -> list[Seconds]:
     """The loop that a researcher writes by hand."""
     training = build_training(config, ALONE)
     model, optimizer, clip = training.model, training.optimizer, config.trainer.grad_clip
@@ -74,14 +63,14 @@ class StepEnds(Callback):
     """Notes the time of each step's end."""
 
     def __init__(self) -> None:
-        self.ends: Times = []
+        self.ends: list[Seconds] = []
 
     def on_step_end(self, step: int) -> None:
         """Called by the loop."""
         self.ends.append(now())
 
 
-def ours(config: Config, steps: int) -> Times:
+def ours(config: Config, steps: int) -> list[Seconds]:
     """The project's loop with its ledger, as `python train.py` runs it."""
     training = build_training(config, ALONE)
     clock = StepEnds()
@@ -102,68 +91,63 @@ def ours(config: Config, steps: int) -> Times:
     return clock.ends
 
 
-def per_step(ends: Times) -> tuple[float, float]:
-    """Mean wall and CPU milliseconds of a step, without the warm-up."""
-    first, last = ends[WARM_UP - 1], ends[-1]
-    count = len(ends) - WARM_UP
-    return 1e3 * (last[0] - first[0]) / count, 1e3 * (last[1] - first[1]) / count
+def per_step(ends: list[Seconds]) -> Seconds:
+    """Mean time of a step, without the warm-up."""
+    return ends[-1].per(len(ends) - WARM_UP, ends[WARM_UP - 1])
 
 
 def main() -> None:
     """Interleave the arms, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__, rounds=7)
     parser.add_argument(
         "overrides", nargs="*", default=["experiment=gpt2-shakespeare-cpu", "optimizer=adamw"]
     )
-    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--json", type=Path, default=None, help="file for the figures")
     arguments = parser.parse_args()
 
     def configure(*more: str) -> Config:
         # Evaluation once, after the last step that is timed.
-        cadence = (f"trainer.max_steps={arguments.steps}", f"trainer.eval_every={arguments.steps}", *more)
-        return to_config(compose(complete([*arguments.overrides, *cadence])))
+        cadence = (f"trainer.max_steps={arguments.steps}", f"trainer.eval_every={arguments.steps}")
+        threads = f"hardware.threads={arguments.threads}"
+        return to_config(compose(complete([*arguments.overrides, *cadence, threads, *more])))
 
     dense, pruned = configure(), configure(*PRUNED)
-    arms: dict[str, Callable[[], Times]] = {
-        "bare": lambda: bare(dense, arguments.steps),
-        "ours": lambda: ours(dense, arguments.steps),
-        "pruned": lambda: ours(pruned, arguments.steps),
-    }
-    figures: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
-    for number in range(arguments.rounds):
-        names = list(arms) if number % 2 else list(arms)[::-1]
-        for name in names:
-            figures[name].append(per_step(arms[name]()))
-    report(figures, arguments)
-
-
-def report(figures: dict[str, list[tuple[float, float]]], arguments: argparse.Namespace) -> None:
-    """Medians with their spread, ratios to the bare loop of the same round, and the goal."""
-    print(f"{'arm':8} {'wall ms/step':>24} {'CPU ms/step':>24} {'ratio of CPU':>14} {'ratio of wall':>14}")
-    results = {}
-    for name, pairs in figures.items():
-        wall, cpu = zip(*pairs, strict=True)
-        ratios = [
-            statistics.median(pair[i] / base[i] for pair, base in zip(pairs, figures["bare"], strict=True))
-            for i in (0, 1)
-        ]
-        results[name] = {"wall_ms": wall, "cpu_ms": cpu, "wall_ratio": ratios[0], "cpu_ratio": ratios[1]}
-        spread = [f"{statistics.median(x):8.2f} ({min(x):.2f} to {max(x):.2f})" for x in (wall, cpu)]
-        print(f"{name:8} {spread[0]:>24} {spread[1]:>24} {ratios[1]:14.3f} {ratios[0]:14.3f}")
+    rounds = interleave(
+        {
+            "bare": lambda: per_step(bare(dense, arguments.steps)),
+            "ours": lambda: per_step(ours(dense, arguments.steps)),
+            "pruned": lambda: per_step(ours(pruned, arguments.steps)),
+        },
+        arguments.rounds,
+    )
+    arms = {name: summary(times, rounds["bare"]) for name, times in rounds.items()}
+    print_table(
+        ("arm", "wall ms/step", "CPU ms/step", "ratio of CPU", "ratio of wall"),
+        [
+            (
+                name,
+                spread(arm["wall_ms"]),
+                spread(arm["cpu_ms"]),
+                f"{arm['cpu_ratio']:.3f}",
+                f"{arm['wall_ratio']:.3f}",
+            )
+            for name, arm in arms.items()
+        ],
+    )
     print(f"goal: ours / bare <= {GOAL}")
-    if arguments.json:
-        machine = {
-            "torch": str(torch.__version__),
-            "threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-            "processor": platform.machine(),
-        }
-        content = {"overrides": arguments.overrides, "steps": arguments.steps, "arms": results, **machine}
-        arguments.json.write_text(json.dumps(content, indent=2) + "\n")
+    figures = {"overrides": arguments.overrides, "steps": arguments.steps, "arms": arms}
+    report(figures, model=dense.run_name.partition("_")[0], subject="loop-overhead", file=arguments.json)
+
+
+def summary(times: list[Seconds], base: list[Seconds]) -> dict[str, Any]:
+    """Milliseconds of each round, and the medians of the ratios to the bare loop of the same round."""
+    (wall, cpu), (base_wall, base_cpu) = zip(*times, strict=True), zip(*base, strict=True)
+    return {
+        "wall_ms": [1e3 * seconds for seconds in wall],
+        "cpu_ms": [1e3 * seconds for seconds in cpu],
+        "cpu_ratio": paired_ratio(cpu, base_cpu).median,
+        "wall_ratio": paired_ratio(wall, base_wall).median,
+    }
 
 
 if __name__ == "__main__":
