@@ -45,6 +45,11 @@ def micro_batch_size(global_batch_size: int, num_devices: int, most: int) -> int
     return next(size for size in range(min(share, most), 0, -1) if share % size == 0)
 
 
+def ratio(part: float, whole: float) -> float:
+    """Quotient of two numbers, for keys that are shares of others."""
+    return part / whole
+
+
 @functools.cache  # OmegaConf's own cache is per config: each composition of one launch must agree
 def run_stamp(form: str) -> str:
     """The time of the launch: `form` is `date`, `time` or `name` (%Y%m%d_%H%M%S)."""
@@ -63,6 +68,7 @@ def register_resolvers() -> None:
     """Make the resolvers known to OmegaConf; calling it again changes nothing."""
     OmegaConf.register_new_resolver("grad_accum_steps", grad_accum_steps, replace=True)
     OmegaConf.register_new_resolver("micro_batch_size", micro_batch_size, replace=True)
+    OmegaConf.register_new_resolver("ratio", ratio, replace=True)
     OmegaConf.register_new_resolver("run_stamp", run_stamp, replace=True)
     OmegaConf.register_new_resolver("model_slug", model_slug, replace=True)
     OmegaConf.register_new_resolver("project_checksum", project_checksum, replace=True)

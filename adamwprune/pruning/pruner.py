@@ -225,11 +225,15 @@ class Pruner(SparsityCounter):
 
     def _waits(self, step: int) -> bool:
         """Whether the optimizer has reset the moments that are read, and not filled them since."""
-        parameter = next(iter(self.prunable.values()))
-        if set(of_optimizer(self._reads)) <= {"weight"}:
-            return False
-        age = self._state.age(parameter)
-        return age is not None and age < min(step, max(20.0, self._state.warm_up(parameter) / 30.0))
+        age = self._state.age(next(iter(self.prunable.values())))
+        return self._reads_moments() and age is not None and age < min(step, self._wait())
+
+    def _wait(self) -> float:
+        """Gradients that moments must average before masks are chosen by them: max(20, .1 / (1 - beta2))."""
+        return max(20.0, self._state.warm_up(next(iter(self.prunable.values()))) / 30.0)
+
+    def _reads_moments(self) -> bool:
+        return not set(of_optimizer(self._reads)) <= {"weight"}
 
     def _tell_unseen(self, step: int, unseen: int) -> None:
         if unseen and not self._has_told_unseen:
@@ -362,6 +366,13 @@ class Pruner(SparsityCounter):
             raise ConfigError(
                 f"pruning.criterion={identity(self._criterion)['name']}: the plan prunes before the first "
                 f"step, when the optimizer has no {', '.join(lacking)}; choose pruning.start_step >= 1, or "
+                "pruning=magnitude"
+            )
+        reset_every = self._state.reset_every(parameter)
+        if self._reads_moments() and reset_every is not None and reset_every <= self._wait():
+            raise ConfigError(
+                f"optimizer.reset_every={reset_every}: moments restart before they average the "
+                f"{self._wait():.0f} gradients that masks are chosen by; must be more, or choose "
                 "pruning=magnitude"
             )
         if lacking and self._state.has_stepped(parameter):

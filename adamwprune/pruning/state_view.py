@@ -77,6 +77,10 @@ class StateView:
         step = self._optimizer.state.get(parameter, {}).get("step") if step is None else step
         return None if step is None else float(step)
 
+    def reset_every(self, parameter: Parameter) -> int | None:
+        """Steps from one reset of the moments to the next, where the optimizer resets them (SPAM)."""
+        return self._group(parameter).get("reset_every")
+
     def zero_pruned_(self, parameter: Parameter, mask: Tensor) -> None:
         """Zero all state tensors of the parameter's shape, whatever their names, where mask is False."""
         for value in self._optimizer.state.get(parameter, {}).values():

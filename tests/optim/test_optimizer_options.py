@@ -100,6 +100,16 @@ def test_options_choose_the_clipping_and_the_command_line_wins(overrides, grad_c
     assert composed(*overrides).trainer.grad_clip == grad_clip
 
 
+@pytest.mark.parametrize("lr", [2e-3, 1e-4])
+@pytest.mark.parametrize("option", ["adamwadv", "adamwspam_ancestor"])
+def test_options_of_the_ancestor_end_at_a_rate_of_1e_6(option, lr):
+    """Whatever the peak; another schedule on the command line wins."""
+    config = composed(option, f"optimizer.lr={lr}")
+    last = targets.build(config.lr_schedule, "lr_schedule")(999_999, 1_000_000)
+    assert last * config.optimizer["lr"] == pytest.approx(1e-6, rel=1e-3)
+    assert composed(option, "lr_schedule=constant").lr_schedule["_target_"].endswith(".constant")
+
+
 def test_named_variants_of_spam_differ_in_what_they_say():
     """The published one in two flags alone."""
     ours, published = composed("adamwspam").optimizer, composed("adamwspam_published").optimizer

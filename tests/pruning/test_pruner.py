@@ -425,6 +425,54 @@ def test_a_cold_second_moment_is_warned_of(make_model, make_pruner, caplog):
         assert ("averages too few gradients" in caplog.text) is warned, (betas, start)
 
 
+class Restarting(torch.optim.Adam):
+    """Adam whose moments and step counts restart every `reset_every` steps, as SPAM's do."""
+
+    def __init__(self, params, reset_every):
+        super().__init__(params, betas=(0.9, 0.9))
+        self.param_groups[0]["reset_every"] = reset_every
+        self.steps = 0
+
+    def step(self, closure=None):
+        if self.steps and self.steps % self.param_groups[0]["reset_every"] == 0:
+            self.state.clear()
+        self.steps += 1
+        super().step(closure)
+
+
+def test_an_update_waits_until_restarted_moments_mean_something(make_model, make_pruner, train):
+    """20 gradients, or .1 / (1 - beta2) if that is more; magnitude does not read them and does not wait."""
+    for criterion, expected in ((state, [16, 24, 51, 56, 60]), (magnitude, [16, 24, 32, 40, 48, 56, 60])):
+        model = make_model()
+        optimizer = Restarting(model.parameters(), reset_every=31)
+        plan = {"start_step": 8, "end_step": 60, "update_every": 8, "schedule": linear}
+        pruner = make_pruner(model, optimizer, criterion=criterion, **plan)
+        seen, updates = pruner.pruned(), []
+
+        def look(step, pruner=pruner, updates=updates):
+            nonlocal seen
+            if pruner.pruned() != seen:
+                updates.append(step)
+                seen = pruner.pruned()
+
+        train(model, optimizer, pruner, 1, 90, look=look)
+        assert updates == expected, criterion
+        pruner.verify(90)
+
+
+def test_moments_that_restart_too_often_are_refused(make_model, make_pruner):
+    """Masks would wait for ever, and the run would fail at its end; magnitude needs no moments."""
+    model = make_model()
+    optimizer = Restarting(model.parameters(), reset_every=20)
+    with pytest.raises(
+        ConfigError, match=r"optimizer\.reset_every=20: moments restart before .* 20 gradients"
+    ):
+        make_pruner(model, optimizer, criterion=state)
+    make_pruner(model, optimizer, criterion=magnitude)
+    optimizer.param_groups[0]["reset_every"] = 21
+    make_pruner(model, optimizer, criterion=state)
+
+
 def test_nothing_to_prune_is_refused(make_model, make_pruner):
     model = nn.Sequential(nn.Linear(4, 4))
     with pytest.raises(ConfigError, match=r"no weight to prune.*0\.weight"):
