@@ -60,12 +60,17 @@ def run(directory: Path, *overrides: str) -> Path:
     return directory
 
 
-def rows(directory: Path) -> list[dict]:
+def rows(directory: Path, name: str = run_directory.METRICS) -> list[dict]:
     """Rows of a run without what is measured."""
     return [
         {key: value for key, value in row.items() if not key.startswith(VOLATILE)}
-        for row in read_rows(directory / run_directory.METRICS)
+        for row in read_rows(directory / name)
     ]
+
+
+def mask_updates(directory: Path) -> list[dict]:
+    """Mask updates of a run without what is measured."""
+    return rows(directory, run_directory.MASK_UPDATES)
 
 
 def summary(directory: Path) -> dict:

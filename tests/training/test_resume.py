@@ -9,12 +9,30 @@ from adamwprune.training import loop_state
 from adamwprune.training import run as run_module
 from adamwprune.training.checkpoint import load_newest
 from adamwprune.training.run import train
-from tests.helpers.runs import BUSY, IMAGES, TOKENS, final_state, final_weights, rows, run, start
+from tests.helpers.runs import (
+    BUSY,
+    IMAGES,
+    TOKENS,
+    final_state,
+    final_weights,
+    mask_updates,
+    rows,
+    run,
+    start,
+)
 
 PRUNINGS = {
     "none": (),
     "magnitude": ("pruning=magnitude", "pruning.update_every=2"),
     "state": ("pruning=state", "pruning.update_every=2", "pruning/scope=global"),
+}
+# What other modes and criteria keep beside the masks: dense weights, sums, live moments.
+KEEPING = {
+    "soft": (*PRUNINGS["state"], "pruning/mode=soft", "pruning.target_sparsity=0.8"),
+    "ste": (*PRUNINGS["magnitude"], "pruning/mode=ste"),
+    "movement": ("pruning=movement", "pruning.update_every=2", "pruning/mode=ste"),
+    "spam": (*PRUNINGS["state"], "optimizer=adamwspam", "optimizer.reset_every=2300"),
+    "muon": (*PRUNINGS["magnitude"], "optimizer=muon", "pruning/mode=soft", "pruning.mode.grow=none"),
 }
 # Batches accumulate and dropout draws, so that every random stream and counter matters.
 SMALL = (*TOKENS, *BUSY, "hardware.micro_batch_size=4", "trainer.max_steps=20")
@@ -51,6 +69,7 @@ def equal(first, second):
 
 def assert_same_run(first, second):
     assert rows(first) == rows(second)
+    assert mask_updates(first) == mask_updates(second)
     weights, others = final_weights(first), final_weights(second)
     assert weights.keys() == others.keys()
     assert all(torch.equal(weights[name], others[name]) for name in weights)
@@ -65,6 +84,14 @@ def test_stopped_and_continued_equals_unbroken(tmp_path, pruning, stop_step):
     overrides = (*SMALL, *PRUNINGS[pruning])
     unbroken = run(tmp_path / "unbroken", *overrides)
     assert_same_run(stop_and_continue(tmp_path / "stopped", stop_step, *overrides), unbroken)
+
+
+@pytest.mark.parametrize("keeping", KEEPING)
+def test_what_modes_and_optimizers_keep_is_kept(tmp_path, keeping):
+    """In the ramp."""
+    overrides = (*SMALL, *KEEPING[keeping])
+    unbroken = run(tmp_path / "unbroken", *overrides)
+    assert_same_run(stop_and_continue(tmp_path / "stopped", 9, *overrides), unbroken)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
