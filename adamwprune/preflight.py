@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from adamwprune.callbacks.tracker import missing_packages
-from adamwprune.config import Config, Device, Precision
+from adamwprune.config import Config, Device, Precision, update_steps
 from adamwprune.errors import ConfigError, HardwareError, TrackerError
 from adamwprune.explanations import first_line
 from adamwprune.targets import build
@@ -34,8 +34,9 @@ def check_machine(config: Config) -> None:
     """
     check_devices(config)
     check_trackers(config)
-    check_model(config, check_data(config))
-    check_pruning_fits(config)
+    data = check_data(config)
+    check_model(config, data)
+    check_pruning_fits(config, data)
 
 
 def check_devices(config: Config) -> None:
@@ -103,6 +104,7 @@ def check_model(config: Config, data: "Data") -> None:
 
     from adamwprune.pruning.compatibility import check_scope
     from adamwprune.pruning.prunable import find_prunable
+    from adamwprune.pruning.scopes.segments import NamedShape
 
     with torch.device("meta"):
         model = build(config.model, "model")()
@@ -120,7 +122,7 @@ def check_model(config: Config, data: "Data") -> None:
         )
     prunable, _ = find_prunable(model, include=config.pruning.include, exclude=config.pruning.exclude)
     if config.pruning.scope is not None:
-        shapes = [tuple(parameter.shape) for parameter in prunable.values()]
+        shapes = NamedShape.of(prunable)
         _try("pruning.scope", config.pruning.scope, config, shapes, config.pruning.target_sparsity)
         scope = build(config.pruning.scope, "pruning.scope", config.allow_targets)
         check_scope(scope, shapes, config.pruning.target_sparsity or 0.0)
@@ -134,8 +136,8 @@ def _try(path: str, node: Mapping[str, Any], config: Config, *arguments: Any) ->
         raise ConfigError(f"{path}._target_={node['_target_']}: cannot be used as {path} ({error})") from None
 
 
-def check_pruning_fits(config: Config) -> None:
-    """Criterion, mode and optimizer fit each other: a pruner of a tiny model tries it."""
+def check_pruning_fits(config: Config, data: "Data") -> None:
+    """Criterion, schedule, mode and optimizer fit each other: a pruner of a tiny model tries it."""
     if config.pruning.criterion is None:
         return
     from torch import nn
@@ -144,13 +146,24 @@ def check_pruning_fits(config: Config) -> None:
     from adamwprune.pruning import Pruner
     from adamwprune.pruning.compatibility import check_comparable
 
-    criterion, scope, selection, mode = (
-        build(getattr(config.pruning, part), f"pruning.{part}", config.allow_targets)
-        for part in ("criterion", "scope", "selection", "mode")
-    )
+    parts = {
+        part: build(getattr(config.pruning, part), f"pruning.{part}", config.allow_targets)
+        for part in ("criterion", "schedule", "scope", "selection", "mode")
+    }
+    scope = parts.pop("scope")  # which may not fit so small a model
+    steps = total_steps(config.trainer, len(data.train) // config.trainer.global_batch_size, data)
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     groups = param_groups(model, weight_decay=0.0, decay_embeddings=False)
     optimizer = build(config.optimizer, "optimizer", config.allow_targets)(groups)
-    parts = {"criterion": criterion, "selection": selection, "mode": mode}
-    Pruner.over(10**6, model, optimizer, target_sparsity=0.5, **parts)
-    check_comparable(criterion, scope, optimizer)
+    plan = update_steps(config.pruning, steps)
+    pruner = Pruner.over(
+        10**6,  # so long that nothing is too early, but what is at step 0
+        model,
+        optimizer,
+        **parts,
+        **({} if plan["start_step"] else {"start_step": 0}),
+        target_sparsity=0.5,
+        initial_sparsity=0.5 if config.pruning.initial_sparsity else 0.0,
+    )
+    pruner.check_resets(plan["end_step"], steps)
+    check_comparable(parts["criterion"], scope, optimizer)

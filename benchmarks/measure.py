@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 
@@ -48,6 +48,11 @@ def now() -> Seconds:
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return Seconds(time.perf_counter(), time.process_time())
+
+
+def steady_clock(threads: int, device: torch.device) -> Literal["wall", "cpu"]:
+    """The clock that other work on the machine disturbs least and that counts what one waits for."""
+    return "cpu" if threads == 1 and device.type == "cpu" else "wall"
 
 
 def timed(work: Callable[[], Any], calls: int = 1) -> Seconds:
@@ -116,7 +121,8 @@ class Spread(NamedTuple):
     most: float
 
     def __str__(self) -> str:
-        return f"{self.median:.4g} ({self.least:.4g} to {self.most:.4g})"
+        median, least, most = (f"{n:.0f}" if abs(n) >= 1000 else f"{n:.4g}" for n in self)
+        return f"{median} ({least} to {most})"
 
 
 def spread(values: Iterable[float]) -> Spread:

@@ -14,7 +14,7 @@ import torch
 from adamwprune.command_line import prepare
 from adamwprune.composition import CONF_DIR
 from adamwprune.errors import ConfigError, HardwareError
-from adamwprune.preflight import check_devices, check_pruning_fits
+from adamwprune.preflight import check_devices, check_machine
 from tests.helpers.ranks import run_ranks, train_and_look
 from tests.helpers.runs import IMAGES, TOKENS, configure, final_weights, rows, run, start, summary
 
@@ -157,8 +157,8 @@ def test_every_cuda_option_says_what_to_type_instead(option):
 def test_state_pruning_without_the_state_is_refused_before_the_run():
     """SGD keeps no second moment; Adam does (control)."""
     with pytest.raises(ConfigError, match=r"needs exp_avg_sq, which SGD does not keep"):
-        check_pruning_fits(configure("optimizer=sgd", "pruning=state"))
-    check_pruning_fits(configure("optimizer=adam", "pruning=state"))
+        check_machine(configure("optimizer=sgd", "pruning=state"))
+    check_machine(configure("optimizer=adam", "pruning=state"))
 
 
 def test_the_missions_command_ends_with_exit_4_and_one_line(tmp_path):

@@ -4,6 +4,7 @@ Each check is a function from a text to the problems in it, so that a control ca
 """
 
 import csv
+import dataclasses
 import functools
 import importlib
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 import yaml
 from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
@@ -25,6 +27,11 @@ from adamwprune.composition import CONF_DIR, complete, compose, parse, to_config
 from adamwprune.config import HARMLESS, Config, flatten, to_plain
 from adamwprune.errors import ConfigError, Preempted, RunError
 from adamwprune.pruning import schedules
+from adamwprune.pruning.modes.soft import GROWTH
+from adamwprune.pruning.prunable import find_prunable
+from adamwprune.pruning.sharding import ALONE
+from adamwprune.pruning.sources import Sources
+from adamwprune.pruning.state_view import StateView
 from adamwprune.sweep import expand
 from adamwprune.targets import build
 from adamwprune.training.run import train
@@ -60,12 +67,15 @@ def fences(text: str) -> list[Fence]:
     return [Fence(*match.groups(default="")) for match in _FENCE.finditer(text)]
 
 
+# Sections whose tables show mistakes on purpose, by page.
+MISTAKES = {"configuration.md": "Common mistakes", "pruning.md": "What does not fit"}
+
+
 def spans(text: str) -> list[str]:
-    """Inline code outside fences and outside the section whose rows are mistakes on purpose."""
-    text = re.sub(
-        r"^## Common mistakes\n.*?(?=^## |\Z)", "", _FENCE.sub("", text), flags=re.MULTILINE | re.DOTALL
-    )
-    return re.findall(r"`([^`\n]+)`", text)
+    """Inline code outside fences and outside the sections whose rows are mistakes on purpose."""
+    for heading in MISTAKES.values():
+        text = re.sub(rf"^## {heading}\n.*?(?=^## |\Z)", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"`([^`\n]+)`", _FENCE.sub("", text))
 
 
 def code(text: str) -> list[str]:
@@ -265,21 +275,34 @@ SHORT = (
 )
 
 
-def python_blocks() -> dict[str, str]:
-    """Python that is shown without a file's name and holds no placeholder, by page."""
-    return {
-        file.name: fence.text
-        for file in PAGES
-        for fence in fences(file.read_text(encoding="utf-8"))
-        if fence.language == "python" and not fence.name and not PLACEHOLDER.search(fence.text)
-    }
+def python_blocks() -> dict[str, list[str]]:
+    """Python that is shown without a file's name and holds no placeholder, by page and in its order."""
+    blocks: dict[str, list[str]] = {}
+    for file in PAGES:
+        for fence in fences(file.read_text(encoding="utf-8")):
+            if fence.language == "python" and not fence.name and not PLACEHOLDER.search(fence.text):
+                blocks.setdefault(file.name, []).append(fence.text)
+    return blocks
+
+
+def run_python(name: str) -> None:
+    """Run the blocks of a page one after the other, as a reader would."""
+    shared: dict[str, object] = {}
+    for block in python_blocks()[name]:
+        exec(compile(block, name, "exec"), shared)
 
 
 def test_there_is_an_example_of_each_kind():
-    """Six kinds of extension, each a command that is run below."""
-    chosen = {word.partition("=")[0] for words in EXAMPLES for word in words if not word.startswith("allow")}
-    assert chosen >= {"pruning", "optimizer", "lr_schedule", "model", "data", "tracker"}
-    assert len(EXAMPLES) == 6
+    """Eight kinds of extension, each a command that is run below."""
+    parts = {"pruning", "pruning/scope", "pruning/mode"}
+    assert {words[2].partition("=")[0] for words in EXAMPLES} == parts | {
+        "optimizer",
+        "lr_schedule",
+        "model",
+        "data",
+        "tracker",
+    }
+    assert len(EXAMPLES) == 8
 
 
 @pytest.mark.parametrize("words", EXAMPLES, ids=lambda words: words[2])
@@ -287,7 +310,7 @@ def test_each_extension_trains(words, examples, tmp_path, monkeypatch):
     """Written to files as the page shows them and started as it says: a real, short, pruned run."""
     monkeypatch.chdir(examples)
     if "data=arrays" in words:
-        exec(compile(python_blocks()["extending.md"], "extending.md", "exec"), {})
+        run_python("extending.md")
     directory = run_command([*words, *SHORT, f"hydra.run.dir={tmp_path}/run"])
     summary, record = (run_directory.read_json(directory / name) for name in ("summary.json", "run.json"))
     assert summary["status"] == "finished"
@@ -295,6 +318,8 @@ def test_each_extension_trains(words, examples, tmp_path, monkeypatch):
     assert f'"{allowed.partition("=")[2].strip("[]")}"' in (directory / "run.json").read_text()
     expected = {
         "pruning=taylor": lambda: record["pruning"]["criterion"] == {"name": "taylor", "power": 1.0},
+        "pruning/scope=alike": lambda: record["pruning"]["scope"] == {"name": "alike"},
+        "pruning/mode=rewind": lambda: record["pruning"]["mode"] == {"name": "Rewind"},
         "optimizer=lion": lambda: record["optimizer"]["class"] == "Lion",
         "lr_schedule=wsd": lambda: record["config"]["lr_schedule"]["decay_fraction"] == 0.2,
         "model=mlp": lambda: record["model"] == "MLP",
@@ -334,12 +359,14 @@ def test_an_extension_that_is_not_allowed_is_refused(examples, tmp_path, monkeyp
 
 
 def test_python_blocks_run(tmp_path, monkeypatch, capsys):
-    """The loop of pruning.md reaches its target; the block of extending.md runs with its example."""
+    """Of every page but extending.md, whose block runs with its example; pruning.md reaches its target."""
     monkeypatch.chdir(tmp_path)
-    blocks = python_blocks()
-    assert {"extending.md", "pruning.md"} <= blocks.keys()
-    exec(compile(blocks["pruning.md"], "pruning.md", "exec"), {})
-    assert capsys.readouterr().out.startswith("0.8")
+    pages = python_blocks().keys()
+    assert {"extending.md", "pruning.md"} <= pages
+    for name in sorted(pages - {"extending.md"}):
+        run_python(name)
+        if name == "pruning.md":
+            assert capsys.readouterr().out.startswith("0.8")
 
 
 def test_example_files_keep_the_house_style():
@@ -354,7 +381,11 @@ def test_example_files_keep_the_house_style():
 
 
 def mistakes() -> list[tuple[str, str]]:
-    return [(names(row[0])[0], row[1]) for row in table(section(page("configuration.md"), "Common mistakes"))]
+    return [
+        (names(row[0])[0], row[1])
+        for name, heading in MISTAKES.items()
+        for row in table(section(page(name), heading))
+    ]
 
 
 @pytest.mark.parametrize(("line", "words"), mistakes(), ids=[line for line, _ in mistakes()])
@@ -391,7 +422,7 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-TOP = ("adamwprune", "conf", "docs", "tests", "benchmarks", ".ci")
+TOP = ("adamwprune", "conf", "docs", "tests", "benchmarks", "examples", ".ci")
 FILES = ("train.py", "Makefile", "setup.cfg", "pyproject.toml", "constraints.txt", "LICENSE")
 
 
@@ -545,27 +576,57 @@ def options(group: str) -> set[str]:
     return {file.stem for file in (CONF_DIR / group).glob("*.yaml")}
 
 
+def first_names(rows: list[list[str]]) -> set[str]:
+    return {names(row[0])[0] for row in rows}
+
+
 def test_tables_of_options_are_complete():
-    """Groups, data sets, criteria, schedules and scopes: each option has its row, each row an option."""
+    """Data sets, schedules, scopes, selections and modes: each option has its row, each row an option."""
     pruning = page("pruning.md")
+    assert first_names(table(page("data.md"))) == options("data")
+    for heading, group in {
+        "Schedules": "pruning/schedule",
+        "Scopes": "pruning/scope",
+        "Selection": "pruning/selection",
+        "Modes": "pruning/mode",
+    }.items():
+        assert first_names(table(section(pruning, heading))) == options(group), heading
+
+
+def test_tables_of_criteria_are_complete():
+    """Rows are options but for names that the page calls none; what grows back is a value of mode soft."""
+    scores, _, growth = section(page("criteria.md"), "All criteria").partition("| function |")
+    history = section(page("criteria.md"), "bitter0 to bitter9")
+    no_options = names(re.search(r"^(.*) are no options", history, re.MULTILINE)[1])
+    documented = first_names(table(scores)) | first_names(table(history)) - set(no_options)
+    assert documented == options("pruning") - {"none"}
+    assert first_names(table("| function |" + growth)) == {function.__name__ for function in GROWTH.values()}
+
+
+def defaults_in(file: str) -> dict[str, str | None]:
+    """Group -> option in the list of defaults of a file of conf/."""
+    entries = yaml.safe_load((CONF_DIR / file).read_text())["defaults"]
+    pairs = [item for entry in entries if isinstance(entry, dict) for item in entry.items()]
+    return {key.lstrip("/"): value for key, value in pairs}
+
+
+def test_tables_of_groups_are_complete_with_their_defaults():
+    """Groups of conf/ and those within pruning, in configuration.md; the parts of a pruning in pruning.md."""
+    within = {f"pruning/{path.name}" for path in (CONF_DIR / "pruning").iterdir() if path.is_dir()}
     groups = {path.name for path in CONF_DIR.iterdir() if path.is_dir()} - {"hydra", "hardware_model"}
-    assert {names(row[0])[0] for row in table(section(page("configuration.md"), "Groups"))} == groups
-    assert {names(row[0])[0] for row in table(page("data.md"))} == options("data")
-    assert {names(row[0])[0] for row in table(section(pruning, "Criteria"))} == options("pruning")
-    assert {names(row[0])[0] for row in table(section(pruning, "Scopes"))} == options("pruning/scope")
-    assert {names(row[0])[0] for row in table(section(pruning, "Schedules"))} == options("pruning/schedule")
-
-
-def test_defaults_of_the_groups_are_those_of_config_yaml():
-    """The third column of the table of groups."""
     defaults = {
-        key: value
-        for entry in yaml.safe_load((CONF_DIR / "config.yaml").read_text())["defaults"]
-        if isinstance(entry, dict)
-        for key, value in entry.items()
+        **defaults_in("config.yaml"),
+        **defaults_in("pruning/plan/ramp.yaml"),
+        "pruning/plan": defaults_in("pruning/magnitude.yaml")["plan"],
     }
-    for row in table(section(page("configuration.md"), "Groups")):
+    rows = table(section(page("configuration.md"), "Groups"))
+    assert first_names(rows) == groups | within
+    for row in rows:
         assert defaults[names(row[0])[0]] == (names(row[2])[0] if names(row[2]) else None)
+    parts = table(page("pruning.md").partition("\n## ")[0])
+    assert {names(row[2])[0]: names(row[3])[0] for row in parts} == {
+        group: defaults[group] for group in {"pruning", *within} - {"pruning/plan"}
+    }
 
 
 def test_recipe_table_names_every_key_of_the_recipe():
@@ -575,11 +636,45 @@ def test_recipe_table_names_every_key_of_the_recipe():
 
 
 def test_mean_densities_are_those_of_the_plan():
-    """Target 90 %, window 25 to 75 %, to the three digits that the page shows."""
+    """At the targets of the columns, window 25 to 75 %, to the three digits that the page shows."""
     for row in table(section(page("pruning.md"), "Schedules")):
         schedule = getattr(schedules, names(row[0])[0])
-        plan = schedules.Plan(schedule, 0.9, 0.0, 25_000, 75_000, 10)
-        assert float(row[2]) == pytest.approx(plan.mean_density(100_000), abs=6e-4), row[0]
+        for cell, target in zip(row[2:], (0.5, 0.7, 0.9), strict=True):
+            plan = schedules.Plan(schedule, target, 0.0, 25_000, 75_000, 10)
+            assert float(cell) == pytest.approx(plan.mean_density(100_000), abs=6e-4), row[0]
+
+
+def test_prunable_counts_are_true():
+    """LeNet-5 to the weight, GPT-2 124M to a tenth of a million; built without memory."""
+    text = section(page("pruning.md"), "Which weights")
+    lenet5, gpt2 = (_counts(choice) for choice in ("model=lenet5", "model=gpt2"))
+    assert "{:,} of {:,} parameters".format(*lenet5) in text
+    assert "{:.1f} M of {:.1f} M".format(*(count / 1e6 for count in gpt2)) in text
+
+
+def _counts(choice: str) -> tuple[int, int]:
+    """(prunable, all) parameters of a model."""
+    with torch.device("meta"):
+        model = build(to_config(compose(complete([choice]))).model, "model")()
+    prunable, _ = find_prunable(model)
+    return sum(p.numel() for p in prunable.values()), sum(p.numel() for p in model.parameters())
+
+
+def test_what_a_criterion_can_read_is_there():
+    """Every name of the table, of AdamW with AMSGrad; control: a name that nobody keeps."""
+    documented = [
+        name for row in table(section(page("extending.md"), "A criterion")) for name in names(row[0])
+    ]
+    assert len(documented) >= 13
+    parameter = torch.nn.Parameter(torch.ones(4, 4))
+    optimizer = torch.optim.AdamW([parameter], amsgrad=True)
+    parameter.grad = torch.ones(4, 4)
+    optimizer.step()
+    sources = Sources(documented, {"w": parameter}, StateView(optimizer), ALONE)
+    assert sources.missing("w", [*documented, "row_var"]) == ["row_var"]
+    found = sources.read("w", documented, parameter.detach(), torch.ones(4, 4, dtype=torch.bool))
+    assert found.keys() == set(documented)
+    assert None not in found.values()
 
 
 @pytest.mark.parametrize("name", ["mnist5k", "fashion3k", "shakespeare", "sotu"])
@@ -623,6 +718,29 @@ def test_metric_names_are_those_of_real_rows(recorded):
     assert layers
     documented = {names(row[0])[0] for row in table(section(page("records.md"), "metrics.jsonl"))}
     assert documented == (written - layers) | {"sparsity/<tensor>"}
+
+
+def test_mask_update_keys_are_those_of_real_updates(recorded):
+    """Those of single tensors once, and nothing of a dense run."""
+    updates = runs.read_rows(recorded[0] / "mask_updates.jsonl")
+    tensors = set(run_directory.read_json(recorded[0] / "run.json")["pruning"]["prunable"])
+    written = {
+        f"{key.partition('/')[0]}/<tensor>" if key.partition("/")[2] in tensors else key
+        for update in updates
+        for key in update
+    }
+    rows = table(section(page("records.md"), "mask_updates.jsonl"))
+    assert {name for row in rows for name in names(row[0])} == written - {"step", "time"}
+    assert not (recorded[1] / "mask_updates.jsonl").exists()
+
+
+def test_segments_have_the_documented_fields():
+    """The first ones of each, in their order, in the file that is named."""
+    for row in table(section(page("extending.md"), "A scope")):
+        name, fields = re.fullmatch(r"(\w+)\((.*)\)", names(row[0])[0]).groups()
+        module = importlib.import_module(f"adamwprune.pruning.scopes.{names(row[1])[0].removesuffix('.py')}")
+        documented, actual = fields.split(", "), [f.name for f in dataclasses.fields(getattr(module, name))]
+        assert documented == actual[: len(documented)], name
 
 
 def test_summary_keys_are_those_of_real_summaries(recorded):

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from adamwprune.errors import ConfigError
-from adamwprune.pruning.scopes.segments import Scope, Shape
+from adamwprune.pruning.schedules import Plan
+from adamwprune.pruning.scopes.segments import Scope, Shape, name_of
 from adamwprune.pruning.scoring import SECOND_MOMENTS, Criterion, identity, needs
 from adamwprune.pruning.sources import of_optimizer
 from adamwprune.pruning.trial import Factory, missing_state, revives_pruned
@@ -19,14 +20,61 @@ ROUNDING = 0.005
 
 
 def check_scope(scope: Scope, shapes: Sequence[Shape], target_sparsity: float) -> None:
-    """The scope takes these shapes, and can reach the target."""
-    planned = sum(segment.planned for segment in scope(shapes, target_sparsity))
-    total = sum(map(math.prod, shapes))
+    """The scope takes these shapes, can reach the target, and leaves something of every tensor."""
+    segments = scope(shapes, target_sparsity)
+    for segment in segments:
+        size = sum(math.prod(shapes[i]) for i in segment.tensors)
+        if segment.planned >= size:
+            raise ConfigError(
+                f"pruning.target_sparsity={target_sparsity:g}: rounds to all {size:,} weights of "
+                f"{name_of(shapes[segment.tensors[0]], segment.tensors[0])}, and a layer without weights "
+                "passes nothing on; lower it, or leave that tensor out with pruning.exclude"
+            )
+    planned, total = sum(segment.planned for segment in segments), sum(map(math.prod, shapes))
     if abs(planned - target_sparsity * total) > max(1.0, ROUNDING * total):
         raise ConfigError(
             f"pruning.target_sparsity={target_sparsity:g}: pruning.scope={identity(scope)['name']} rounds it "
             f"to {planned / total:.4f}; set pruning.target_sparsity={planned / total:.4f}, or choose "
             "pruning/scope=layerwise"
+        )
+
+
+def check_start(criterion: Criterion, lacking: Sequence[str], plan: Plan) -> None:
+    """What the optimizer does not keep before its first step the criterion does not need before it.
+
+    A mode may need it all the same: at a first update nothing can come back.
+    """
+    missing = [name for name in lacking if name in of_optimizer(needs(criterion))]
+    if missing and plan.sparsity(0):
+        raise ConfigError(
+            f"pruning.criterion={identity(criterion)['name']}: the plan prunes before the first step, when "
+            f"the optimizer has no {', '.join(missing)}; choose pruning/schedule=oneshot with "
+            "pruning.start_step >= 1 and pruning.initial_sparsity=0, or pruning=magnitude"
+        )
+
+
+def check_resets(reset_every: int | None, wait: float, end_step: int, total_steps: int) -> None:
+    """Moments that restart (SPAM) mean something long enough, and again before the run ends.
+
+    Args:
+        reset_every: steps from one restart to the next; None where there are none.
+        wait: gradients that moments must average before masks are chosen by them.
+        end_step: of the last mask update.
+        total_steps: of the run.
+    """
+    if reset_every is None:
+        return
+    if reset_every <= wait:
+        raise ConfigError(
+            f"optimizer.reset_every={reset_every}: moments restart before they average the {wait:.0f} "
+            "gradients that masks are chosen by; must be more, or choose pruning=magnitude"
+        )
+    age = end_step % reset_every
+    if end_step >= reset_every and age < wait and end_step - age + wait > total_steps:
+        raise ConfigError(
+            f"optimizer.reset_every={reset_every}: the last mask update, at step {end_step}, would wait for "
+            f"{wait:.0f} gradients after the restart at step {end_step - age}, and the run ends at step "
+            f"{total_steps}; choose an earlier pruning.end_step, or another optimizer.reset_every"
         )
 
 

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from adamwprune.errors import CheckpointError
 from adamwprune.pruning.counting import SparsityCounter
-from adamwprune.pruning.gradients import Norms, mask_and_norm_
+from adamwprune.pruning.gradients import mask_and_norm_
 from adamwprune.pruning.mask_update import MaskUpdate
 from adamwprune.pruning.masks import Masks
 
@@ -16,8 +18,8 @@ class Dense(SparsityCounter):
     def mask_grads_(self) -> None:
         """Leave the gradients as they are."""
 
-    def mask_and_norm_grads_(self) -> Norms:
-        """The L2 norm of all the model's gradients, twice, found as Pruner finds it."""
+    def mask_and_norm_grads_(self) -> Tensor:
+        """The L2 norm of all the model's gradients, found as Pruner finds it."""
         return mask_and_norm_((p.grad, None) for p in self.model.parameters() if p.grad is not None)
 
     def after_step(self, step: int) -> MaskUpdate | None:

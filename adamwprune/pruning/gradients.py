@@ -1,53 +1,44 @@
-"""The norms of all gradients before and after masking, found while they are masked.
+"""The norm of all gradients, found while they are masked.
 
 Clipping has to read every gradient for the norm; masking in the same pass, a chunk at a time
-while it is in cache, costs 1 byte and one write a prunable weight, and no read. The norm before
-masking is in that price: a NaN that a mask would hide is seen.
+while it is in cache, costs 1 byte and one write a prunable weight, and no read.
+
+Entries are multiplied by 0 or 1 as floats, so a NaN or inf under a mask becomes NaN and shows in
+the norm; a pruned gradient is 0 of either sign, which leaves weight and state at +0.0 all the same.
 """
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from adamwprune.pruning.layout import (
-    bits_of,
-    flat,
-    is_aligned,
-    memory_order,
-    parts,
-    small_conversions,
-    zero_pruned_,
-)
+from adamwprune.pruning.layout import CHUNK, flat, is_aligned, memory_order, parts, small_conversions
 from adamwprune.pruning.sharding import local, shards_of
 
-
-class Norms(NamedTuple):
-    """L2 norms of all gradients together: scalars, on their device."""
-
-    unmasked: Tensor
-    masked: Tensor
+Pair = tuple[Tensor, Tensor | None]
 
 
 @torch.no_grad()
-def mask_and_norm_(gradients: Iterable[tuple[Tensor, Tensor | None]]) -> Norms:
-    """Zero gradients where their mask is False; the norms of all, before and after.
+def mask_and_norm_(gradients: Iterable[Pair]) -> Tensor:
+    """Zero gradients where their mask is False; the L2 norm of all, NaN if one was not finite.
 
     Args:
         gradients: with the mask of each (of this process's rows), or None where nothing of it is pruned.
+
+    Returns:
+        A float32 scalar, on the gradients' device; the same on all ranks.
     """
     pairs = list(gradients)
     if not all(gradient.is_cpu for gradient, _ in pairs):
         return _mask_and_norm_by_tensor_(pairs)
     sharded = [pair for pair in pairs if _is_sharded(pair[0])]
     whole = [pair for pair in pairs if not _is_sharded(pair[0])]
-    with small_conversions():
-        own, shared = _sums_of_squares_(sharded), _sums_of_squares_(whole)
-    squares = shards_of(gradient for gradient, _ in sharded).sum(own) + shared
-    return Norms(*torch.from_numpy(np.sqrt(squares)).float())
+    with small_conversions(), np.errstate(invalid="ignore"):  # 0 * inf is meant
+        own, shared = _sum_of_squares_(sharded), _sum_of_squares_(whole)
+    total = shards_of(gradient for gradient, _ in sharded).sum(np.array([own]))[0] + shared
+    return torch.tensor(math.sqrt(total), dtype=torch.float32)
 
 
 def norm_of(gradients: list[Tensor]) -> Tensor:
@@ -56,54 +47,64 @@ def norm_of(gradients: list[Tensor]) -> Tensor:
     return norm.full_tensor() if _is_sharded(norm) else norm
 
 
-def _sums_of_squares_(pairs: Iterable[tuple[Tensor, Tensor | None]]) -> np.ndarray:
-    """(2,) float64: of all entries before and after masking.
+def _sum_of_squares_(pairs: Iterable[Pair]) -> float:
+    """Mask; large tensors are summed chunk by chunk in the same pass, small ones all in one call."""
+    squares: list[float] = []
+    small: list[Tensor] = []
+    for gradient, mask in ((local(gradient), mask) for gradient, mask in pairs):
+        if gradient.numel() <= CHUNK:
+            _mask_(gradient, mask)
+            small.append(gradient)
+        else:
+            squares += _chunks_(gradient, mask)
+    if small:
+        norms = torch._foreach_norm(small, dtype=torch.float64)  # that of half formats overflows in theirs
+        squares.append(torch.stack(norms).square().sum().item())
+    return _exact_sum(squares)
 
-    Sums of chunks in float32, their sum exact: the order of tensors does not matter.
-    """
-    chunks = [sums for gradient, mask in pairs for sums in _chunks_(local(gradient), mask)]
-    return np.array([_exact_sum(sums) for sums in zip(*chunks, strict=True)] or [0.0, 0.0])
+
+def _mask_(gradient: Tensor, mask: Tensor | None) -> None:
+    if mask is not None and is_aligned(gradient, mask) and gradient.dtype is torch.float32:
+        values, kept = _views(gradient, mask)
+        values *= kept
+    elif mask is not None:
+        gradient.mul_(mask)
 
 
-def _chunks_(gradient: Tensor, mask: Tensor | None) -> Iterator[tuple[float, float]]:
-    """Mask chunk by chunk; the sum of squares of each, before and after."""
+def _chunks_(gradient: Tensor, mask: Tensor | None) -> Iterator[float]:
+    """Sums of squares of one tensor, each taken of a chunk that has just been masked."""
+    is_walked = mask is not None and is_aligned(gradient, mask) and gradient.dtype is torch.float32
+    if not is_walked:
+        _mask_(gradient, mask)
+    masked = _views(gradient, mask) if is_walked else None
     values = flat(gradient, memory_order(gradient))
-    if mask is None:
-        for part in parts(values.numel()):
-            squares = _square(values[part])
-            yield squares, squares
-    elif is_aligned(gradient, mask):
-        bits, kept = bits_of(gradient, mask)
-        for part in parts(values.numel()):
-            unmasked = _square(values[part])
-            bits[part] *= kept[part]
-            yield unmasked, _square(values[part])
-    else:
-        unmasked = _square(values)
-        zero_pruned_(gradient, mask)
-        yield unmasked, _square(flat(gradient, memory_order(gradient)))
+    for part in parts(values.numel()):
+        if masked is not None:
+            masked[0][part] *= masked[1][part]
+        chunk = values[part].to(torch.promote_types(values.dtype, torch.float32)).contiguous()
+        yield torch.dot(chunk, chunk).item()
 
 
-def _square(values: Tensor) -> float:
-    values = values.to(torch.promote_types(values.dtype, torch.float32))
-    return torch.dot(values, values).item()
+def _views(gradient: Tensor, mask: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Flat views in memory order: float32 entries, and int8 0 or 1."""
+    order = memory_order(mask)
+    return flat(gradient, order).numpy(), flat(mask, order).view(torch.int8).numpy()
 
 
 def _exact_sum(values: Iterable[float]) -> float:
+    """Of chunks in float32: exact, so that the order of tensors does not matter."""
     try:
         return math.fsum(values)
     except OverflowError:  # of float64 gradients
         return math.inf
 
 
-def _mask_and_norm_by_tensor_(pairs: list[tuple[Tensor, Tensor | None]]) -> Norms:
+def _mask_and_norm_by_tensor_(pairs: list[Pair]) -> Tensor:
     """On an accelerator: few launches, and nothing is read back."""
-    gradients = [gradient for gradient, _ in pairs]
-    unmasked = norm_of(gradients)
-    masked = [(gradient, mask) for gradient, mask in pairs if mask is not None]
-    for gradient, mask in masked:
-        zero_pruned_(local(gradient), mask)
-    return Norms(unmasked, norm_of(gradients) if masked else unmasked)
+    for gradient, mask in pairs:
+        if mask is not None:
+            local(gradient).mul_(mask)
+    return norm_of([gradient for gradient, _ in pairs])
 
 
 def _is_sharded(tensor: Tensor) -> bool:

@@ -42,6 +42,7 @@ def is_aligned(tensor: Tensor, mask: Tensor) -> bool:
     """Whether both lie on a CPU without gaps and in the same order, so that they can be walked together."""
     return (
         tensor.is_cpu
+        and tensor.shape == mask.shape
         and tensor.stride() == mask.stride()
         and tensor.permute(memory_order(mask)).is_contiguous()
     )

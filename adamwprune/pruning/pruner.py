@@ -14,11 +14,12 @@ the selection's (selection/).
 """
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -27,13 +28,15 @@ from adamwprune.errors import CheckpointError, ConfigError, SparsityError
 from adamwprune.pruning.compatibility import (
     check_comparable,
     check_mode,
+    check_resets,
     check_scope,
+    check_start,
     check_state,
     lacks_state,
 )
 from adamwprune.pruning.counting import SparsityCounter
 from adamwprune.pruning.criteria.magnitude import magnitude
-from adamwprune.pruning.gradients import Norms, mask_and_norm_
+from adamwprune.pruning.gradients import mask_and_norm_
 from adamwprune.pruning.mask_update import MaskUpdate, record, snapshot
 from adamwprune.pruning.masks import Masks
 from adamwprune.pruning.modes.base import Mode
@@ -41,7 +44,7 @@ from adamwprune.pruning.modes.hard import Hard
 from adamwprune.pruning.ranking import Ranking, remaining
 from adamwprune.pruning.schedules import Plan, Schedule, default_update_every, window, zhu_gupta
 from adamwprune.pruning.scopes.layerwise import layerwise
-from adamwprune.pruning.scopes.segments import Scope, Segment
+from adamwprune.pruning.scopes.segments import NamedShape, Scope, Segment
 from adamwprune.pruning.scoring import SECOND_MOMENTS, Criterion, identity, needs
 from adamwprune.pruning.selection.keys import Selection
 from adamwprune.pruning.selection.streaming import streaming
@@ -126,8 +129,11 @@ class Pruner(SparsityCounter):
         self._sources.accumulate_(self._mode.weight)
         self._mode.mask_grads_()
 
-    def mask_and_norm_grads_(self) -> Norms:
-        """mask_grads_, and the L2 norms of all the model's gradients before and after, in the same pass."""
+    def mask_and_norm_grads_(self) -> Tensor:
+        """mask_grads_, and the L2 norm of all the model's gradients after it, in the same pass.
+
+        NaN if a gradient was not finite, under a mask or not. Pruned gradients are 0 of either sign.
+        """
         self._sources.accumulate_(self._mode.weight)
         masks = self._mode.gradient_masks()
         if not masks:
@@ -201,6 +207,7 @@ class Pruner(SparsityCounter):
             step=step,
             planned=sparsity,
             unseen=unseen,
+            counts=self.counts(),
             thresholds=dict(zip(firsts, thresholds, strict=True)),
             milliseconds=1e3 * (finished - compared),
             comparing=compared - started,
@@ -237,16 +244,13 @@ class Pruner(SparsityCounter):
 
     def _tell_unseen(self, step: int, unseen: int) -> None:
         if unseen and not self._has_told_unseen:
-            log.info("step %d: no gradient ever reached %d live weights; they score infinity", step, unseen)
+            log.info("step %d: no gradient ever reached %d live weights; they are kept", step, unseen)
             self._has_told_unseen = True
 
     # ---------------------------------------------------------------------------- what is planned
 
     def _segments(self, update: int) -> Sequence[Segment]:
-        return self._scope(self._shapes(), self.plan.sparsity(update))
-
-    def _shapes(self) -> list[Sequence[int]]:
-        return [parameter.shape for parameter in self.prunable.values()]
+        return self._scope(NamedShape.of(self.prunable), self.plan.sparsity(update))
 
     def pruned(self) -> int:
         """Weights that the masks hold at zero."""
@@ -295,6 +299,14 @@ class Pruner(SparsityCounter):
 
     # ----------------------------------------------------------------------------------- records
 
+    def __repr__(self) -> str:
+        plan = self.plan
+        criterion, mode = (identity(part)["name"] for part in (self._criterion, self._mode_factory))
+        return (
+            f"Pruner({criterion}, {mode}, {plan.target_sparsity:g} of {self.prunable_count:,} weights, "
+            f"steps {plan.start_step} to {plan.end_step}, {self.pruned():,} pruned)"
+        )
+
     def describe(self) -> dict[str, Any]:
         """Facts for the run record, read from the live objects, never from what was asked for."""
         return {**self._configuration(), **self.describe_weights()}
@@ -302,8 +314,7 @@ class Pruner(SparsityCounter):
     def state_dict(self) -> dict[str, Any]:
         """Masks packed to bits, counts, and the configuration that they belong to: plain values.
 
-        With sharded parameters every process has to call it; the masks in it are whole, what the mode and
-        the criterion keep is this process's part.
+        With sharded parameters every process has to call it; what it returns is whole.
         """
         return {
             "masks": self.masks.state_dict(),
@@ -356,28 +367,24 @@ class Pruner(SparsityCounter):
 
     def _check(self) -> None:
         """Refuse now what would fail at an update."""
-        for sparsity in self._mode.sparsities(self.plan.target_sparsity):
-            self._scope(self._shapes(), sparsity)
-        check_scope(self._scope, self._shapes(), self.plan.target_sparsity)
+        shapes, target = NamedShape.of(self.prunable), self.plan.target_sparsity
+        for sparsity in self._mode.sparsities(target):
+            self._scope(shapes, sparsity)
+        check_scope(self._scope, shapes, target)
         check_comparable(self._criterion, self._scope, self._optimizer)
         parameter = next(iter(self.prunable.values()))
         lacking = self._state.missing(of_optimizer(self._reads), parameter)
-        if lacking and self.plan.sparsity(0):
-            raise ConfigError(
-                f"pruning.criterion={identity(self._criterion)['name']}: the plan prunes before the first "
-                f"step, when the optimizer has no {', '.join(lacking)}; choose pruning.start_step >= 1, or "
-                "pruning=magnitude"
-            )
-        reset_every = self._state.reset_every(parameter)
-        if self._reads_moments() and reset_every is not None and reset_every <= self._wait():
-            raise ConfigError(
-                f"optimizer.reset_every={reset_every}: moments restart before they average the "
-                f"{self._wait():.0f} gradients that masks are chosen by; must be more, or choose "
-                "pruning=magnitude"
-            )
+        check_start(self._criterion, lacking, self.plan)
+        self.check_resets(self.plan.end_step, sys.maxsize)
         if lacking and self._state.has_stepped(parameter):
             raise lacks_state(self._criterion, lacking, self._state.optimizer_name)
         self._try_optimizer(parameter, has_to_show_state=bool(lacking))
+
+    def check_resets(self, end_step: int, total_steps: int) -> None:
+        """Raise ConfigError if moments that restart keep a run from its last mask update, at `end_step`."""
+        if self._reads_moments():
+            reset_every = self._state.reset_every(next(iter(self.prunable.values())))
+            check_resets(reset_every, self._wait(), end_step, total_steps)
 
     def _try_optimizer(self, parameter: Parameter, *, has_to_show_state: bool) -> None:
         name, twin = self._state.optimizer_name, self._state.twin(parameter)

@@ -11,7 +11,7 @@ from adamwprune.pruning.criteria.magnitude import magnitude
 from adamwprune.pruning.layout import flat, memory_order
 from adamwprune.pruning.masks import Masks
 from adamwprune.pruning.modes.base import Mode
-from adamwprune.pruning.scopes.segments import Scope, Segment
+from adamwprune.pruning.scopes.segments import NamedShape, Scope, Segment
 from adamwprune.pruning.scoring import Criterion, GrowthScores, TensorScores, needs
 from adamwprune.pruning.selection.keys import Selection
 from adamwprune.pruning.sharding import Shards
@@ -66,7 +66,7 @@ class Ranking:
 
     def segments(self, sparsity: float) -> Sequence[Segment]:
         """Those of the scope."""
-        return self.scope([parameter.shape for parameter in self.parameters.values()], sparsity)
+        return self.scope(NamedShape.of(self.parameters), sparsity)
 
     def _scores(self, criterion: Criterion, kind: type[TensorScores]) -> list[TensorScores]:
         return [

@@ -43,6 +43,7 @@ def identity(function: Callable[..., Any]) -> dict[str, Any]:
     while isinstance(function, partial):
         function = function.func
     name = getattr(function, "__name__", type(function).__name__)
+    name = getattr(function, "__dict__", {}).get("name", name)  # a class may have a shorter one for itself
     return {"name": name.rstrip("_"), **settings}
 
 
@@ -129,6 +130,11 @@ class TensorScores:
         padded = np.zeros(int(shards.gather(width).max()))
         padded[: len(sums)] = sums
         norm = math.sqrt(math.fsum(shards.gather(padded).reshape(-1)))
+        if norm > torch.finfo(torch.float32).max:
+            raise ScoreError(
+                f"{self._key}: the scores of {self.name} have a norm of {norm:.3g}, beyond float32; choose "
+                "pruning.scope.normalize=none"
+            )
         divided = copy.copy(self)
         divided._divisor = np.float32(norm or 1.0)
         return divided
@@ -217,8 +223,8 @@ class GrowthScores(TensorScores):
         return 0
 
     def _computed(self, part: slice) -> Tensor:
-        """Growth scores of pruned entries (0 where there is none, 0 / 0), +inf for live ones."""
-        growth = super()._computed(part).nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+        """Growth scores of pruned entries, finite (0 where there is none, 0 / 0); +inf for live ones."""
+        growth = super()._computed(part).nan_to_num(nan=0.0)
         return growth.masked_fill(entries(self._mask, part), torch.inf)
 
     def _resolved(self, scores: Tensor, part: slice) -> Tensor:

@@ -83,6 +83,11 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.detach().to_local() if hasattr(tensor, "placements") else tensor.detach()
 
 
+def share(tensor: Tensor, shards: Shards) -> Tensor:
+    """This process's part of a sum over all: its rows; the first process has tensors that are not spread."""
+    return local(tensor) if hasattr(tensor, "placements") or shards.rank == 0 else local(tensor)[:0]
+
+
 def local_rows(rows: int, shards: Shards) -> slice:
     """Which rows of a tensor this process has: torch's chunks, the last of which may be short or empty."""
     size = -(-rows // shards.world_size)

@@ -28,7 +28,8 @@ def clipped(optimizer: Optimizer, norm: float, largest: float | None) -> Iterato
         yield
     elif getattr(optimizer, "_step_supports_amp_scaling", False):
         device = optimizer.param_groups[0]["params"][0].device
-        optimizer.grad_scale = torch.tensor((norm + _EPS) / largest, device=device)
+        # The kernels take float32, whatever the default or the parameters are.
+        optimizer.grad_scale = torch.tensor((norm + _EPS) / largest, dtype=torch.float32, device=device)
         try:
             yield
         finally:

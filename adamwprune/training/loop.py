@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from adamwprune.errors import DiskError, DivergedError, RunError
-from adamwprune.pruning.gradients import Norms
+from adamwprune.pruning.gradients import norm_of
 from adamwprune.pruning.mask_update import MaskUpdate
 from adamwprune.training import checkpoint as checkpoints
 from adamwprune.training.batches import Batch, stream
@@ -59,8 +59,9 @@ def run_steps(
     while state.step < training.total_steps:
         training.set_lr(state.step)
         loss = accumulate_gradients(training, batches)
-        norms = update(training, state, loss)
-        if norms is None:  # fp16 overflow: the scale was lowered, the step does not count
+        unmasked = unmasked_norm(training, state.step + 1)
+        norm = update(training, state, loss)
+        if norm is None:  # fp16 overflow: the scale was lowered, the step does not count
             state.skipped += 1
             continue
         state.step += 1
@@ -75,7 +76,7 @@ def run_steps(
             with throughput.paused():
                 row |= mask_update_row(training, records, mask_update)
         if is_log_step(training, state.step):
-            row |= training_row(training, state, norms) | throughput.row()
+            row |= training_row(training, state, norm) | unmasked | throughput.row()
         if is_eval_step(training, state.step):
             with throughput.paused():
                 row |= validation_row(training, state)
@@ -105,16 +106,24 @@ def accumulate_gradients(training: Training, batches: Iterator[Batch]) -> torch.
     return total
 
 
-def update(training: Training, state: LoopState, loss: torch.Tensor) -> Norms | None:
-    """Mask, clip and take the optimizer's step; the norms before clipping, or None where fp16 skipped it."""
+def unmasked_norm(training: Training, step: int) -> dict[str, float]:
+    """The norm that gradients have before masking, where a row is due and masks are in force."""
+    if not (training.pruner.pruned() and is_log_step(training, step)):
+        return {}
+    gradients = [parameter.grad for parameter in training.model.parameters() if parameter.grad is not None]
+    scale = training.autocast.scaler.get_scale()
+    return {"train/grad_norm_unmasked": float(norm_of(gradients)) / scale}
+
+
+def update(training: Training, state: LoopState, loss: torch.Tensor) -> float | None:
+    """Mask, clip and take the optimizer's step; the norm before clipping, or None where fp16 skipped it."""
     scaler, optimizer = training.autocast.scaler, training.optimizer
     scaler.unscale_(optimizer)
-    norms = training.pruner.mask_and_norm_grads_()
     # Read back once per step: the price of never stepping on a NaN, under a mask or not. It is equal on
     # all ranks.
-    if not math.isfinite(float(norms.unmasked)):
-        return skip_or_stop(training, state, loss, float(norms.unmasked))
-    norm, largest = float(norms.masked), training.config.trainer.grad_clip
+    norm, largest = float(training.pruner.mask_and_norm_grads_()), training.config.trainer.grad_clip
+    if not math.isfinite(norm):
+        return skip_or_stop(training, state, loss, norm)
     if scaler.is_enabled():
         clip_(optimizer, norm, largest)
         scaler.step(optimizer)
@@ -122,7 +131,7 @@ def update(training: Training, state: LoopState, loss: torch.Tensor) -> Norms | 
     else:
         with clipped(optimizer, norm, largest):
             optimizer.step()
-    return norms
+    return norm
 
 
 def skip_or_stop(training: Training, state: LoopState, loss: torch.Tensor, norm: float) -> None:
@@ -142,10 +151,9 @@ def diverged(training: Training, state: LoopState, loss: torch.Tensor, norm: flo
         for name, parameter in training.model.named_parameters()
         if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
     ]
-    where = bad[0] if bad else "a pruned weight"
     return DivergedError(
         f"step {state.step + 1}: loss {loss.item():g}, gradient norm {norm:g}, lr {training.applied_lr:g}, "
-        f"first bad gradient in {where}; the weights are those of step {state.step}; "
+        f"first bad gradient in {bad[0] if bad else 'none'}; the weights are those of step {state.step}; "
         "lower optimizer.lr or raise lr_schedule.warmup_steps"
     )
 
@@ -187,18 +195,16 @@ def check_masks_agree(training: Training, step: int, mask_hash: str) -> None:
         raise RunError(f"step {step}: the ranks' masks differ ({', '.join(hashes)}); this is a bug")
 
 
-def training_row(training: Training, state: LoopState, norms: Norms) -> dict[str, object]:
+def training_row(training: Training, state: LoopState, norm: float) -> dict[str, object]:
     """Means over the steps since the last row; reads the device once."""
     ranks = training.ranks
-    unmasked = {"train/grad_norm_unmasked": norms.unmasked} if training.pruner.pruned() else {}
     loss = ranks.sum_(state.loss_sum.clone()) / (ranks.world_size * state.loss_count)
     state.loss_sum.zero_()
     state.loss_count = 0
     return {
         "train/loss": loss,
         "train/lr": training.applied_lr,
-        "train/grad_norm": norms.masked,
-        **unmasked,
+        "train/grad_norm": norm,
         "train/epoch": state.step / training.batches.steps_per_epoch,
         f"train/{training.data.unit}": state.step * samples_per_step(training),
         "sparsity/global": training.pruner.sparsity(),

@@ -44,6 +44,21 @@ def test_multiplication_would_not_do():
     assert not zeroed(product).any()
 
 
+def test_a_mask_of_another_shape_is_an_error():
+    """Never a silent half."""
+    with pytest.raises(RuntimeError):
+        zero_pruned_(torch.ones(3), torch.ones(4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (1, 1)])
+@pytest.mark.parametrize("kept", [True, False])
+def test_scalars_and_empty_tensors_are_tensors(kept, shape):
+    tensor = torch.full(shape, -2.0)
+    zero_pruned_(tensor, torch.full(shape, kept))
+    assert (tensor == (-2.0 if kept else 0.0)).all()
+    assert zeroed(tensor).all() == (not kept or tensor.numel() == 0)
+
+
 def test_flat_walks_memory_without_a_copy():
     tensor = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
     order = memory_order(tensor)
@@ -106,6 +121,40 @@ def test_damaged_masks_are_refused_and_change_nothing():
     with pytest.raises(CheckpointError, match="damaged"):
         loaded.load_state_dict(state)
     assert loaded["layer0.weight"].all()
+
+
+def test_only_masks_that_prune_are_in_force():
+    """A tensor without pruned weights costs no pass; counts are those of the last recount."""
+    parameters, masks = make((6, 5), (4, 3), pruned=0.0)
+    assert masks.in_force() == {}
+    masks["layer1.weight"][0, 0] = False
+    assert masks.in_force() == {}
+    masks.recount()
+    assert masks.in_force() == {id(parameters["layer1.weight"]): masks["layer1.weight"]}
+    assert masks.pruned == {"layer0.weight": 0, "layer1.weight": 1}
+    masks.revive_()
+    assert masks.in_force() == {}
+    assert masks["layer1.weight"].all()
+
+
+def test_counts_tell_pruned_from_revived():
+    """A weight under a mask that is not 0, whatever its size or sign."""
+    parameters, masks = make((10, 10))
+    pruned = int((~masks["layer0.weight"]).sum())
+    assert masks.count() == {"layer0.weight": (pruned, 0)}
+    with torch.no_grad():
+        parameters["layer0.weight"][~masks["layer0.weight"]] = torch.tensor(
+            [1e-45, -1.0, torch.nan] + [-0.0] * (pruned - 3)
+        )
+    assert masks.count() == {"layer0.weight": (pruned, 3)}
+
+
+def test_gradients_are_zeroed_where_there_are_any():
+    parameters, masks = make((6, 5), (4, 3))
+    parameters["layer0.weight"].grad = torch.full((6, 5), -1.0)
+    masks.zero_grads_()
+    assert torch.equal(parameters["layer0.weight"].grad, -masks["layer0.weight"].float())
+    assert parameters["layer1.weight"].grad is None
 
 
 def test_masks_of_other_tensors_are_refused():

@@ -1,6 +1,7 @@
 """Clipping within the step against torch's clip_grad_norm_ before it."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ def torchs(largest):
 
 def ours(largest):
     def clip(model, optimizer, pruner):
-        with clipped(optimizer, float(pruner.mask_and_norm_grads_().masked), largest):
+        with clipped(optimizer, float(pruner.mask_and_norm_grads_()), largest):
             optimizer.step()
 
     return clip
@@ -115,9 +116,17 @@ def test_the_default_number_format_plays_no_part(default):
     assert all(same(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("clip", drive.CLIPS)
-@pytest.mark.parametrize("implementation", drive.IMPLEMENTATIONS)
-@pytest.mark.parametrize("name", ["sgd", "adamw-amsgrad"])
+@pytest.mark.parametrize(
+    ("name", "implementation", "clip"),
+    drive.slow_but(
+        itertools.product(("sgd", "adamw-amsgrad"), drive.IMPLEMENTATIONS, drive.CLIPS),
+        [
+            ("sgd", "for-loop", "torch"),
+            ("adamw-amsgrad", "foreach", None),
+            ("adamw-amsgrad", "fused", "ours"),
+        ],
+    ),
+)
 def test_target_zero_equals_no_pruning_to_the_bit(name, implementation, clip):
     """A7, through the same code with and without clipping and accumulation; state included."""
     criterion = {"criterion": state} if name != "sgd" else {}
@@ -130,8 +139,8 @@ def test_target_zero_equals_no_pruning_to_the_bit(name, implementation, clip):
         pruner = (
             Dense(model) if is_dense else drive.pruner_of(model, optimizer, target_sparsity=0.0, **criterion)
         )
-        drive.train(model, optimizer, pruner, 1, 60, clip=clip, parts=3)
-        pruner.verify(60)
+        drive.train(model, optimizer, pruner, 1, 45, clip=clip, parts=3)
+        pruner.verify(45)
         state_of = [v for p in model.parameters() for v in drive.shaped_state(optimizer, p).values()]
         results.append([*model.parameters(), *state_of])
     assert all(same(p, q) for p, q in zip(*results, strict=True))
@@ -143,9 +152,7 @@ def test_a_live_gradient_that_is_not_finite_is_seen(value):
     model = drive.network()
     optimizer = drive.optimizer_of(model, "adamw", "fused")
     pruner = drive.pruner_of(model, optimizer)
-    drive.train(model, optimizer, pruner, 1, 105)
-    drive.backward(model, 106)
+    drive.train(model, optimizer, pruner, 1, 65)
+    drive.backward(model, 66)
     model[0].weight.grad[pruner.masks["0.weight"]] = value
-    norms = pruner.mask_and_norm_grads_()
-    assert not norms.unmasked.isfinite()
-    assert not norms.masked.isfinite()
+    assert not pruner.mask_and_norm_grads_().isfinite()

@@ -64,6 +64,9 @@ def test_the_last_event_is_what_the_checkpoint_holds(directory):
     total = sum(mask.size for mask in masks.values())
     assert last["pruned"] == sum((~mask).sum() for mask in masks.values())
     assert last["sparsity"] == last["pruned"] / total
+    assert last["counts/prunable"] == total
+    assert last["counts/total"] == sum(weight.numel() for weight in final_weights(directory).values())
+    assert last["counts/nonzero_prunable"] == total - last["pruned"]
     assert last["mask_hash"] == final_state(directory)["pruner"]["masks"]["hash"]
     for name, mask in masks.items():
         assert last[f"layer_sparsity/{name}"] == 1 - mask.mean()

@@ -13,6 +13,8 @@ from adamwprune.pruning.modes.base import Mode
 class Hard(Mode):
     """Zero weights and state once, then only gradients."""
 
+    name = "hard"
+
     def gradient_masks(self) -> dict[int, Tensor]:
         """Those that prune anything."""
         return self.masks.in_force()

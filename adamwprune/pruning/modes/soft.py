@@ -34,6 +34,7 @@ class Soft(Mode):
         regrow_fraction: share of the live weights that the first update exchanges.
     """
 
+    name = "soft"
     revives = True
     sets_zeros = True
 

@@ -34,6 +34,7 @@ class StraightThrough(Mode):
         decay: pulls masked weights to 0 (lambda_W of SR-STE; 2e-4 there); 0 is the plain estimator.
     """
 
+    name = "ste"
     revives = True
     restarts = True
     sets_zeros = True

@@ -10,7 +10,7 @@ many weights it will have pruned (`planned`), and clears the masks of the lowest
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol, SupportsFloat
@@ -77,11 +77,30 @@ def most_pruned(size: int, max_sparsity: float) -> int:
     return math.floor(Fraction(str(max_sparsity)) * size)
 
 
+class NamedShape(tuple[int, ...]):
+    """A shape that knows whose it is, for messages."""
+
+    name: str
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Tensor]) -> "list[NamedShape]":
+        """The shapes of some parameters."""
+        shapes = [cls(parameter.shape) for parameter in parameters.values()]
+        for shape, name in zip(shapes, parameters, strict=True):
+            shape.name = name
+        return shapes
+
+
+def name_of(shape: Shape, index: int) -> str:
+    """Whose shape it is: a name, or a place in the list."""
+    return getattr(shape, "name", f"prunable tensor {index}")
+
+
 def require_divisible(scope: str, shape: Shape, index: int, length: int, divisor: int, what: str) -> None:
     """Raise ConfigError unless `divisor` divides the length along which a scope makes groups."""
     if length % divisor:
         raise ConfigError(
-            f"pruning.scope={scope}: {what} of prunable tensor {index}, {tuple(shape)}, is not a multiple of "
+            f"pruning.scope={scope}: {what} of {name_of(shape, index)}, {tuple(shape)}, is not a multiple of "
             f"{divisor}; leave that tensor out with pruning.exclude, or choose pruning/scope=layerwise"
         )
 
