@@ -3,17 +3,23 @@
 The optimizer is tried, not looked up: see trial.py.
 """
 
+import logging
 import math
 from collections.abc import Iterable, Sequence
 
 import torch
+from torch.nn import Parameter
 
 from adamwprune.errors import ConfigError
+from adamwprune.pruning.modes.base import Mode
 from adamwprune.pruning.schedules import Plan
 from adamwprune.pruning.scopes.segments import Scope, Shape, name_of
 from adamwprune.pruning.scoring import SECOND_MOMENTS, Criterion, identity, needs
 from adamwprune.pruning.sources import of_optimizer
+from adamwprune.pruning.state_view import StateView
 from adamwprune.pruning.trial import Factory, missing_state, revives_pruned
+
+log = logging.getLogger(__name__)
 
 # Furthest that what a scope can reach may lie from the target: rows, groups and blocks round.
 ROUNDING = 0.005
@@ -37,6 +43,22 @@ def check_scope(scope: Scope, shapes: Sequence[Shape], target_sparsity: float) -
             f"to {planned / total:.4f}; set pruning.target_sparsity={planned / total:.4f}, or choose "
             "pruning/scope=layerwise"
         )
+
+
+def check_exchange(scope: Scope, shapes: Sequence[Shape], sparsities: Sequence[float], mode: str) -> None:
+    """The scope has room above the target for what a mode prunes before it grows as much back."""
+    target, *above = sparsities
+    for sparsity in above if above > [target] else ():
+        try:
+            least, most = (sum(s.planned for s in scope(shapes, share)) for share in (target, sparsity))
+        except ConfigError:
+            least, most = 0, 0
+        if least >= most:
+            raise ConfigError(
+                f"pruning.mode={mode.lower()}: prunes up to {sparsity:.4g} before it grows weights back, and "
+                f"pruning.scope={identity(scope)['name']} leaves no room above the target, {target:g}; set "
+                "pruning.mode.grow=none, or choose pruning/scope=layerwise"
+            )
 
 
 def check_start(criterion: Criterion, lacking: Sequence[str], plan: Plan) -> None:
@@ -76,6 +98,22 @@ def check_resets(reset_every: int | None, wait: float, end_step: int, total_step
             f"{wait:.0f} gradients after the restart at step {end_step - age}, and the run ends at step "
             f"{total_steps}; choose an earlier pruning.end_step, or another optimizer.reset_every"
         )
+
+
+def check_optimizer(
+    criterion: Criterion, mode: Mode, state: StateView, parameter: Parameter, *, has_shown_state: bool
+) -> None:
+    """The optimizer keeps what is read and leaves at 0 what is 0: one of its class shows it."""
+    make_optimizer, name = state.twin(parameter), state.optimizer_name
+    try:
+        if not has_shown_state:
+            check_state(criterion, mode.reads, make_optimizer, name, parameter.device)
+        check_mode(mode.sets_zeros, make_optimizer, name, parameter.device)
+    except ConfigError:
+        raise
+    except Exception as error:
+        # A class that needs more than its settings cannot be tried: the first update will tell.
+        log.debug("%s was not tried on a small weight: %s", name, error)
 
 
 def check_state(
@@ -119,6 +157,11 @@ def check_mode(
 def check_comparable(criterion: Criterion, scope: Scope, optimizer: object) -> None:
     """Second moments of gradients that were normalised tensor by tensor say nothing across tensors."""
     settings = identity(scope)
+    if settings.get("normalize") == "l2" and "index" in needs(criterion):
+        raise ConfigError(
+            f"pruning.scope.normalize=l2: pruning.criterion={identity(criterion)['name']} gives all tensors "
+            "the same random numbers; choose pruning.scope.normalize=none"
+        )
     is_across = settings["name"] == "global" and settings.get("normalize") == "none"
     reads_moments = not set(SECOND_MOMENTS).isdisjoint(needs(criterion))
     if is_across and reads_moments and getattr(optimizer, "normalizes_per_tensor", False):
@@ -126,4 +169,26 @@ def check_comparable(criterion: Criterion, scope: Scope, optimizer: object) -> N
             f"pruning.scope=global: {type(optimizer).__name__} normalises gradients tensor by tensor, so "
             "exp_avg_sq cannot be compared between tensors; choose pruning/scope=layerwise, or "
             "pruning.scope.normalize=l2"
+        )
+
+
+def warn_of_moments(reads: Iterable[str], plan: Plan, state: StateView, parameter: Parameter) -> None:
+    """Say so where second moments that are read average too few gradients, or cannot average at all."""
+    if set(SECOND_MOMENTS).isdisjoint(reads):
+        return
+    first, warm = plan.updates()[0], state.warm_up(parameter)
+    if first < warm:
+        log.warning(
+            "pruning.start_step=%d: before step %.0f, 3 / (1 - beta2), exp_avg_sq averages too few "
+            "gradients to prune by; set pruning.start_step=%.0f or later, train longer, or lower beta2",
+            first,
+            warm,
+            warm,
+        )
+    if 3.0 / warm < torch.finfo(parameter.dtype).eps / 2.0:
+        log.warning(
+            "exp_avg_sq of %s weights cannot average over 1 / (1 - beta2) = %.0f steps: what a step adds is "
+            "rounded away; keep float32 weights and use autocast, or lower beta2",
+            str(parameter.dtype).removeprefix("torch."),
+            warm / 3.0,
         )

@@ -150,7 +150,7 @@ def _changes(before: Tensor, after: Tensor, reference: Tensor, shards: Shards) -
     size, lived, lives = live.size, np.count_nonzero(was_live), np.count_nonzero(live)
     stayed = np.count_nonzero(was_live & live)
     in_any, in_both = live | by_magnitude, live & by_magnitude  # live by one of the two, by each of them
-    has_weights = live.reshape(*live.shape[:2], -1).any(2)  # (rows, columns)
+    has_weights = live.reshape(*live.shape[:2], math.prod(live.shape[2:])).any(2)  # (rows, columns)
     counts = shards.sum(
         np.array(
             [

@@ -20,32 +20,34 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from adamwprune.errors import CheckpointError, ConfigError, SparsityError
 from adamwprune.pruning.compatibility import (
     check_comparable,
-    check_mode,
+    check_exchange,
+    check_optimizer,
     check_resets,
     check_scope,
     check_start,
-    check_state,
     lacks_state,
+    warn_of_moments,
 )
 from adamwprune.pruning.counting import SparsityCounter
 from adamwprune.pruning.criteria.magnitude import magnitude
 from adamwprune.pruning.gradients import mask_and_norm_
+from adamwprune.pruning.hooks import attach
 from adamwprune.pruning.mask_update import MaskUpdate, record, snapshot
 from adamwprune.pruning.masks import Masks
 from adamwprune.pruning.modes.base import Mode
 from adamwprune.pruning.modes.hard import Hard
 from adamwprune.pruning.ranking import Ranking, remaining
 from adamwprune.pruning.schedules import Plan, Schedule, default_update_every, window, zhu_gupta
+from adamwprune.pruning.scopes.blocks import require_whole_blocks
 from adamwprune.pruning.scopes.layerwise import layerwise
 from adamwprune.pruning.scopes.segments import NamedShape, Scope, Segment
-from adamwprune.pruning.scoring import SECOND_MOMENTS, Criterion, identity, needs
+from adamwprune.pruning.scoring import Criterion, identity, needs
 from adamwprune.pruning.selection.keys import Selection
 from adamwprune.pruning.selection.streaming import streaming
 from adamwprune.pruning.sources import Sources, of_optimizer
@@ -110,7 +112,6 @@ class Pruner(SparsityCounter):
         self._last_update = -1
         self._has_told_unseen = False
         self._check()
-        self._warn_if_cold()
 
     @classmethod
     def over(cls, total_steps: int, model: nn.Module, optimizer: Optimizer, **settings: Any) -> "Pruner":
@@ -126,7 +127,7 @@ class Pruner(SparsityCounter):
 
         They become exactly +0.0, whatever they were; look for NaN and inf before. Once a step.
         """
-        self._sources.accumulate_(self._mode.weight)
+        self._sources.accumulate_(self._mode.weight, self.model.parameters())
         self._mode.mask_grads_()
 
     def mask_and_norm_grads_(self) -> Tensor:
@@ -134,7 +135,7 @@ class Pruner(SparsityCounter):
 
         NaN if a gradient was not finite, under a mask or not. Pruned gradients are 0 of either sign.
         """
-        self._sources.accumulate_(self._mode.weight)
+        self._sources.accumulate_(self._mode.weight, self.model.parameters())
         masks = self._mode.gradient_masks()
         if not masks:
             self._mode.mask_grads_()
@@ -165,24 +166,10 @@ class Pruner(SparsityCounter):
     def attach(self) -> list[RemovableHandle]:
         """Call mask_grads_ and after_step around every step of the optimizer from now on.
 
-        For loops that cannot be edited. Steps count from 1; those that a GradScaler skips do not count. What
-        the loop clips is clipped before it is masked, so pruned gradients eat into the norm: mask_grads_ in
-        the loop is better. Remove the handles to detach.
+        For loops that cannot be edited (hooks.py). What the loop clips is clipped before it is masked, so
+        pruned gradients eat into the norm: mask_grads_ in the loop is better. Remove the handles to detach.
         """
-        steps = 0
-
-        def count(*_: Any) -> None:
-            nonlocal steps
-            # GradScaler lets fused optimizers step in an overflow too, and tells them by this attribute.
-            overflow = getattr(self._optimizer, "found_inf", None)
-            if overflow is None or not overflow.item():
-                steps += 1
-                self.after_step(steps)
-
-        return [
-            self._optimizer.register_step_pre_hook(lambda *_: self.mask_grads_()),
-            self._optimizer.register_step_post_hook(count),
-        ]
+        return attach(self, self._optimizer)
 
     def _update(self, step: int, due: int) -> MaskUpdate:
         """Choose new masks, bring weights and state in line, and record what happened."""
@@ -193,6 +180,7 @@ class Pruner(SparsityCounter):
         compared = time.perf_counter()
         thresholds = self._mode.choose_(ranking, sparsity, self.plan.progress(due))
         self.masks.recount()
+        thresholds = [float(threshold) for threshold in thresholds]  # from their device
         unseen = ranking.count_unseen()
         self._mode.apply_()
         finished = time.perf_counter()
@@ -368,9 +356,10 @@ class Pruner(SparsityCounter):
     def _check(self) -> None:
         """Refuse now what would fail at an update."""
         shapes, target = NamedShape.of(self.prunable), self.plan.target_sparsity
-        for sparsity in self._mode.sparsities(target):
-            self._scope(shapes, sparsity)
         check_scope(self._scope, shapes, target)
+        mode = identity(self._mode_factory)["name"]
+        check_exchange(self._scope, shapes, self._mode.sparsities(target), mode)
+        require_whole_blocks(self._scope(shapes, target), self.shards)
         check_comparable(self._criterion, self._scope, self._optimizer)
         parameter = next(iter(self.prunable.values()))
         lacking = self._state.missing(of_optimizer(self._reads), parameter)
@@ -378,32 +367,11 @@ class Pruner(SparsityCounter):
         self.check_resets(self.plan.end_step, sys.maxsize)
         if lacking and self._state.has_stepped(parameter):
             raise lacks_state(self._criterion, lacking, self._state.optimizer_name)
-        self._try_optimizer(parameter, has_to_show_state=bool(lacking))
+        check_optimizer(self._criterion, self._mode, self._state, parameter, has_shown_state=not lacking)
+        warn_of_moments(self._reads, self.plan, self._state, parameter)
 
     def check_resets(self, end_step: int, total_steps: int) -> None:
         """Raise ConfigError if moments that restart keep a run from its last mask update, at `end_step`."""
         if self._reads_moments():
             reset_every = self._state.reset_every(next(iter(self.prunable.values())))
             check_resets(reset_every, self._wait(), end_step, total_steps)
-
-    def _try_optimizer(self, parameter: Parameter, *, has_to_show_state: bool) -> None:
-        name, twin = self._state.optimizer_name, self._state.twin(parameter)
-        try:
-            if has_to_show_state:
-                check_state(self._criterion, self._mode.reads, twin, name, parameter.device)
-            check_mode(self._mode.sets_zeros, twin, name, parameter.device)
-        except (TypeError, ValueError, RuntimeError) as error:
-            # A class that needs more than its settings cannot be tried: the first update will tell.
-            log.debug("%s was not tried on a small weight: %s", name, error)
-
-    def _warn_if_cold(self) -> None:
-        warm = self._state.warm_up(next(iter(self.prunable.values())))
-        first = self.plan.updates()[0]
-        if first < warm and not set(SECOND_MOMENTS).isdisjoint(self._reads):
-            log.warning(
-                "pruning.start_step=%d: before step %.0f, 3 / (1 - beta2), exp_avg_sq averages too few "
-                "gradients to prune by; set pruning.start_step=%.0f or later, train longer, or lower beta2",
-                first,
-                warm,
-                warm,
-            )

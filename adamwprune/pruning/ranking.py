@@ -3,12 +3,13 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import SupportsFloat
 
+import numpy as np
 from torch import Tensor
 
 from adamwprune.errors import RunError
 from adamwprune.pruning.criteria.magnitude import magnitude
-from adamwprune.pruning.layout import flat, memory_order
 from adamwprune.pruning.masks import Masks
 from adamwprune.pruning.modes.base import Mode
 from adamwprune.pruning.scopes.segments import NamedShape, Scope, Segment
@@ -32,7 +33,7 @@ class Ranking:
     sources: Sources
     shards: Shards
 
-    def prune_(self, sparsity: float) -> list[float]:
+    def prune_(self, sparsity: float) -> list[SupportsFloat]:
         """Clear masks until `sparsity` is reached; the highest pruned score of each segment, or NaN."""
         scores = self._scores(self.criterion, TensorScores)
         return [
@@ -53,8 +54,10 @@ class Ranking:
         masks = {name: self.masks[name].clone() for name in self.parameters}
         for mask in masks.values() if self.mode.restarts else ():
             mask.fill_(True)
-        weights = {name: {"weight": self._flat_weight(name)} for name in masks}
-        scores = [TensorScores(name, mask, magnitude, weights[name]) for name, mask in masks.items()]
+        scores = [
+            TensorScores(name, mask, magnitude, {"weight": self.mode.weight(name)})
+            for name, mask in masks.items()
+        ]
         for segment in self.segments(sparsity):
             if self.mode.restarts or remaining(segment, self.masks) > 0:
                 segment.prune_(scores, self.selection, self.shards)
@@ -62,7 +65,8 @@ class Ranking:
 
     def count_unseen(self) -> int:
         """Live weights that no gradient ever reached, of a criterion that reads the second moment."""
-        return sum(tensor.count_unseen() for tensor in self._scores(self.criterion, TensorScores))
+        counts = [tensor.count_unseen() for tensor in self._scores(self.criterion, TensorScores)]
+        return int(self.shards.sum(np.array(counts, np.int64)).sum())
 
     def segments(self, sparsity: float) -> Sequence[Segment]:
         """Those of the scope."""
@@ -82,9 +86,6 @@ class Ranking:
                     "never stepped (frozen, or without a gradient); leave it out with pruning.exclude"
                 )
             yield name, self.sources.read(name, wanted, self.mode.weight(name), self.masks[name])
-
-    def _flat_weight(self, name: str) -> Tensor:
-        return flat(self.mode.weight(name), memory_order(self.masks[name]))
 
 
 def remaining(segment: Segment, masks: Masks) -> int:

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,12 +60,28 @@ class Sources:
         }
 
     @torch.no_grad()
-    def accumulate_(self, weights: Callable[[str], Tensor]) -> None:
-        """Add what a step contributes; call it once a step, with that step's gradients."""
+    def accumulate_(self, weights: Callable[[str], Tensor], stepped: Iterable[Tensor] = ()) -> None:
+        """Add what a step contributes; call it once a step, with that step's gradients.
+
+        A step whose gradients are not all finite adds nothing: a GradScaler skips it.
+
+        Args:
+            weights: the values of a parameter, by its name.
+            stepped: all that the optimizer steps, if there is more than the parameters.
+        """
+        if not self._accumulated or not self._are_finite(stepped or self._parameters.values()):
+            return
         for total, tensors in self._accumulated.items():
             for name, parameter in self._parameters.items():
                 if parameter.grad is not None:
                     ACCUMULATED[total](tensors[name], weights(name).float(), local(parameter.grad).float())
+
+    def _are_finite(self, parameters: Iterable[Tensor]) -> bool:
+        """Whether all gradients are, on all processes; one read from the device."""
+        gradients = [local(p.grad) for p in parameters if p.grad is not None]
+        highest = [torch.linalg.vector_norm(g, torch.inf).float() for g in gradients if g.numel()]
+        unbounded = int((~torch.stack(highest).isfinite()).count_nonzero()) if highest else 0
+        return not self._shards.sum(np.array([unbounded]))[0]
 
     def missing(self, name: str, wanted: Iterable[str]) -> list[str]:
         """The wanted names that a parameter does not have now."""

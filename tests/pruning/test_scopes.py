@@ -1,5 +1,6 @@
 """How many weights of which tensors are pruned, and which: every scope against an independent oracle."""
 
+import contextlib
 import itertools
 import math
 from fractions import Fraction
@@ -11,13 +12,19 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from adamwprune.errors import ConfigError
+from adamwprune.errors import ConfigError, RunError
 from adamwprune.pruning import scoring
 from adamwprune.pruning.criteria.grow_gradient import grow_gradient
 from adamwprune.pruning.criteria.magnitude import magnitude
+from adamwprune.pruning.criteria.movement import movement
+from adamwprune.pruning.criteria.random import random
+from adamwprune.pruning.criteria.shuffled_state import shuffled_state
 from adamwprune.pruning.criteria.state import state
-from adamwprune.pruning.schedules import Plan, zhu_gupta
+from adamwprune.pruning.modes.soft import Soft
+from adamwprune.pruning.pruner import Pruner
+from adamwprune.pruning.schedules import Plan, oneshot, zhu_gupta
 from adamwprune.pruning.scopes.block import block
 from adamwprune.pruning.scopes.blocks import require_whole_blocks
 from adamwprune.pruning.scopes.erk import erk
@@ -26,13 +33,14 @@ from adamwprune.pruning.scopes.layerwise import layerwise
 from adamwprune.pruning.scopes.nm import nm
 from adamwprune.pruning.scopes.row import row
 from adamwprune.pruning.scopes.segments import Pool, most_pruned, pruned_count
-from adamwprune.pruning.scoring import GrowthScores, TensorScores
+from adamwprune.pruning.scoring import GrowthScores, ScoreError, TensorScores
 from adamwprune.pruning.selection import streaming as module
 from adamwprune.pruning.selection.on_device import on_device
 from adamwprune.pruning.selection.sorting import sorting
 from adamwprune.pruning.selection.streaming import streaming
 from adamwprune.pruning.sharding import ALONE, Shards
 from tests.helpers import oracles
+from tests.helpers.memory import Peak
 
 SHAPES = [(24, 16), (16, 8, 3, 3), (8, 32), (16, 8)]
 SCOPES = {
@@ -101,7 +109,7 @@ def prune_with(select, scope, criterion, weights, moments, masks, sparsity):
         scores.append(TensorScores(f"layer{i}.weight", mask, criterion, wanted))
     segments = scope([mask.shape for mask in masks], sparsity)
     for segment in segments:
-        before = sum(int((~masks[i]).sum()) for i in segment.tensors)
+        before = sum(masks[i].numel() - int(masks[i].count_nonzero()) for i in segment.tensors)
         if segment.planned > before:
             segment.prune_(scores, select, ALONE)
     return segments
@@ -127,7 +135,7 @@ def test_masks_are_exact_and_equal_a_stable_sort(scope, shift):
         dtype, select, layouts, chunk = WAYS[(7 * number + shift) % len(WAYS)]
         masks = in_memory_of(layouts, [torch.ones(shape, dtype=torch.bool) for shape in SHAPES])
         kept = arrays(masks)
-        for target in targets:
+        for target in targets[number % 2 :: 2] if len(targets) > 2 else targets:
             weights = [FILLS[fill](torch.randn(shape)).to(dtype) for shape in SHAPES]
             moments = [torch.rand(shape) * (torch.rand(shape) < 0.8) for shape in SHAPES]
             pairs = zip(arrays(weights), arrays(moments), strict=True)
@@ -194,6 +202,94 @@ def test_growth_brings_back_the_highest_of_what_is_pruned(scope, select, back_to
             assert out.numel() == 0 or back.min() >= out.max()
 
 
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_live_weight_without_a_score_ends_in_the_error_that_names_it(scope):
+    """Wherever it is, also in the last of many chunks; pruned ones may be NaN (control)."""
+    torch.manual_seed(0)
+    weights = [torch.randn(shape) for shape in SHAPES]
+    last_block = weights[1].view(16, 72)[12:, 68:]
+    last_block[3, 3] = torch.nan
+    masks = [torch.ones(shape, dtype=torch.bool) for shape in SHAPES]
+    with (
+        patch.object(scoring, "CHUNK", 64),
+        pytest.raises(ScoreError, match=r"layer1\.weight is NaN at flat index 1151"),
+    ):
+        prune_with(streaming, SCOPES[scope][0], magnitude, weights, weights, masks, 0.5)
+    last_block.fill_(torch.nan)
+    masks = [torch.ones(shape, dtype=torch.bool) for shape in SHAPES]
+    masks[1].view(16, 72)[12:, 68:] = False
+    if scope != "block of 8":  # which is larger than what is pruned
+        prune_with(streaming, SCOPES[scope][0], magnitude, weights, weights, masks, 0.5)
+        assert not masks[1].view(16, 72)[12:, 68:].any()
+
+
+def test_norms_beyond_float32_are_refused():
+    """Scores of 1e37 have a finite norm, those of 3e38 have not: all quotients would be 0."""
+    for value, is_refused in ((1e37, False), (3e38, True)):
+        weights = [torch.full(shape, value) for shape in SHAPES]
+        masks = [torch.ones(shape, dtype=torch.bool) for shape in SHAPES]
+        refused = pytest.raises(ScoreError, match=r"layer0\.weight have a norm of .* beyond float32")
+        with refused if is_refused else contextlib.nullcontext():
+            prune_with(streaming, SCOPES["global l2"][0], magnitude, weights, weights, masks, 0.5)
+
+
+@pytest.mark.parametrize("scope", ["global", "global capped l2", "erk capped", "row", "2:4", "block"])
+def test_extra_memory_of_every_scope_is_a_few_chunks(scope):
+    """In MiB, chunks of 1, and no more for twice as many weights: a copy of the masks would be 1.5 more."""
+    peaks = []
+    for rows in (800, 1600):
+        torch.manual_seed(0)
+        weights = [torch.randn(rows, 1000) * 100.0**i for i in range(2)]
+        masks = [torch.ones(weight.shape, dtype=torch.bool) for weight in weights]
+        with Peak() as peak:
+            prune_with(streaming, SCOPES[scope][0], magnitude, weights, weights, masks, 0.5)
+        peaks.append(peak.mebibytes)
+    assert peaks[1] < 14
+    assert peaks[1] - peaks[0] < 0.5
+
+
+@pytest.mark.parametrize("name", ["random", "movement", "shuffled_state", "state"])
+@pytest.mark.parametrize("scope", ["layerwise", "global l2", "row", "2:4", "block"])
+def test_masks_do_not_depend_on_the_memory_format(name, scope):
+    """Weights and moments have the same few values, so places decide; the record is equal, too."""
+    if name == "random" and scope == "global l2":
+        return
+    criteria = {"random": random, "movement": movement, "shuffled_state": shuffled_state, "state": state}
+    found = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 16, 3), nn.Conv2d(16, 8, 3), nn.Linear(8, 2))
+        values = [[torch.randn(p.shape).round() for _ in range(3)] for p in model.parameters()]
+        model.to(memory_format=memory_format)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        parts = {"criterion": criteria[name], "scope": SCOPES[scope][0], "schedule": oneshot}
+        plan = {"target_sparsity": 0.5, "start_step": 4, "end_step": 4, "update_every": 1}
+        pruner = Pruner(model, optimizer, **parts, **plan)
+        for parameter, (weight, grad, moment) in zip(model.parameters(), values, strict=True):
+            with torch.no_grad():
+                parameter.copy_(weight)
+            parameter.grad = torch.empty_like(parameter).copy_(grad)
+            square = torch.empty_like(parameter).copy_(moment.square())
+            optimizer.state[parameter] = {"step": torch.tensor(99.0), "exp_avg_sq": square}
+        pruner.mask_grads_()
+        update = pruner.after_step(4)
+        found.append((pruner.mask_hash(), update.jaccard_magnitude, update.dead_rows, update.unseen))
+    assert found[0] == found[1]
+
+
+def test_growth_by_gradient_without_a_gradient_is_refused_by_name():
+    """A frozen weight has none."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+    mode = partial(Soft, grow="gradient", regrow_fraction=0.3)
+    plan = {"start_step": 1, "end_step": 4, "update_every": 1}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = Pruner(model, optimizer, criterion=magnitude, mode=mode, target_sparsity=0.5, **plan)
+    model[0].weight.grad = torch.ones(8, 8)
+    pruner.after_step(2)  # prunes; the next update exchanges
+    with pytest.raises(RunError, match=r"keeps no grad for 1\.weight, .*without a gradient"):
+        pruner.after_step(3)
+
+
 # ----------------------------------------------------------------------------------------- counts
 
 
@@ -246,7 +342,10 @@ RESNET = [
 @pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.7, 0.9, 0.95, 0.99])
 @pytest.mark.parametrize("cap", [None, 0.991])
 def test_erk_density_follows_the_formula_and_dense_tensors_free_their_share(shapes, sparsity, cap):
-    """density = min(1, e * sum(dims) / prod(dims)), e by bisection so that the total fits; to one weight."""
+    """density = min(1, e * sum(dims) / prod(dims)), e by bisection so that the total fits.
+
+    Within a weight and a half: half of it by rounding, the rest since the sum of the rounded has to fit.
+    """
     kept = [
         math.prod(s) - p.count
         for s, p in zip(shapes, erk(shapes, sparsity, max_layer_sparsity=cap), strict=True)
@@ -264,7 +363,7 @@ def test_erk_density_follows_the_formula_and_dense_tensors_free_their_share(shap
         held = math.fsum(d * n for d, n in zip(densities(middle), sizes, strict=True))
         low, high = (middle, high) if held < total else (low, middle)
     for count, size, density in zip(kept, sizes, densities(high), strict=True):
-        assert abs(count - density * size) <= 1.0
+        assert abs(count - density * size) <= 1.5
     if sparsity == 0.3:
         assert any(count == size for count, size in zip(kept, sizes, strict=True))  # some are dense
     if cap and sparsity == 0.99:
@@ -373,3 +472,29 @@ def test_blocks_that_would_be_spread_over_processes_are_refused():
         require_whole_blocks(segments, Shards(0, 2))
     require_whole_blocks(segments, Shards(0, 3))
     require_whole_blocks(segments, ALONE)
+
+
+@pytest.mark.parametrize(
+    "scope", [nm, partial(global_, max_layer_sparsity=0.51), partial(erk, max_layer_sparsity=0.51)]
+)
+def test_an_exchange_that_the_scope_leaves_no_room_for_is_refused_by_mode_and_scope(scope):
+    """Growth prunes further first: 0.55 here. Without growth, or with room, it is accepted (control)."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+    optimizer = torch.optim.AdamW(model.parameters())
+    make = partial(Pruner.over, 10**6, model, optimizer, criterion=magnitude, target_sparsity=0.5)
+    with pytest.raises(
+        ConfigError, match=r"pruning\.mode=soft: .* up to 0\.55 .*scope=\w+ leaves no room above"
+    ):
+        make(scope=scope, mode=Soft)
+    make(scope=scope, mode=partial(Soft, grow="none"))
+    make(scope=layerwise, mode=Soft)
+
+
+def test_random_scores_are_not_divided_by_their_norm():
+    """They are the same numbers in every tensor, up to the largest of float32."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+    optimizer = torch.optim.AdamW(model.parameters())
+    make = partial(Pruner.over, 10**6, model, optimizer, criterion=random, target_sparsity=0.5)
+    with pytest.raises(ConfigError, match=r"pruning\.scope\.normalize=l2: .*random.*normalize=none"):
+        make(scope=partial(global_, normalize="l2"))
+    make(scope=global_)

@@ -1,6 +1,5 @@
 """Every selection against an independent stable sort, bit for bit."""
 
-import tracemalloc
 from contextlib import contextmanager
 from functools import partial
 from unittest.mock import patch
@@ -24,6 +23,7 @@ from adamwprune.pruning.selection.on_device import on_device
 from adamwprune.pruning.selection.sorting import sorting
 from adamwprune.pruning.selection.streaming import streaming
 from tests.helpers import oracles
+from tests.helpers.memory import Peak
 
 SELECTIONS = [streaming, sorting, on_device]
 
@@ -104,7 +104,7 @@ def check(select, scores, kept, target):
     chunk=st.sampled_from([16, 64, 1 << 18]),
     few=st.sampled_from([0, 4, 1 << 14]),
 )
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_masks_equal_a_stable_sort(select, seed, kind, sizes, pruned, target, chunk, few):
     """Exact for ties, zeros of both signs, infinities, and whatever path is taken."""
     with small_chunks(chunk, few):
@@ -235,26 +235,6 @@ def test_selection_reads_each_score_at_most_three_times():
     mask = torch.ones(1_000_000, dtype=torch.bool)
     streaming([TensorScores("layer.weight", mask, counted, {"weight": weight})], 900_000)
     assert sum(read) < 2.1 * 1_000_000
-
-
-class Peak:
-    """Most memory that NumPy and torch, each by itself, held at a time within the block, in MiB together."""
-
-    def __enter__(self):
-        self._profile = torch.profiler.profile(
-            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-        )
-        self._profile.__enter__()
-        tracemalloc.start()
-        return self
-
-    def __exit__(self, *_):
-        highest = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        self._profile.__exit__(None, None, None)
-        events = self._profile.profiler.kineto_results.events()
-        held = np.cumsum([0, *(event.nbytes() for event in events if event.name() == "[memory]")])
-        self.mebibytes = (highest + int(held.max())) / 2**20
 
 
 CRITERIA = {
