@@ -51,7 +51,8 @@ def _sum_of_squares_(pairs: Iterable[Pair]) -> float:
     """Mask; large tensors are summed chunk by chunk in the same pass, small ones all in one call."""
     squares: list[float] = []
     small: list[Tensor] = []
-    for gradient, mask in ((local(gradient), mask) for gradient, mask in pairs):
+    for gradient, mask in pairs:
+        gradient = local(gradient)
         if gradient.numel() <= CHUNK:
             _mask_(gradient, mask)
             small.append(gradient)
@@ -64,29 +65,36 @@ def _sum_of_squares_(pairs: Iterable[Pair]) -> float:
 
 
 def _mask_(gradient: Tensor, mask: Tensor | None) -> None:
-    if mask is not None and is_aligned(gradient, mask) and gradient.dtype is torch.float32:
-        values, kept = _views(gradient, mask)
+    if mask is None:
+        return
+    if walked := _walked(gradient, mask):
+        values, kept = walked
         values *= kept
-    elif mask is not None:
+    else:
         gradient.mul_(mask)
 
 
 def _chunks_(gradient: Tensor, mask: Tensor | None) -> Iterator[float]:
     """Sums of squares of one tensor, each taken of a chunk that has just been masked."""
-    is_walked = mask is not None and is_aligned(gradient, mask) and gradient.dtype is torch.float32
-    if not is_walked:
+    walked = None if mask is None else _walked(gradient, mask)
+    if walked is None:
         _mask_(gradient, mask)
-    masked = _views(gradient, mask) if is_walked else None
     values = flat(gradient, memory_order(gradient))
     for part in parts(values.numel()):
-        if masked is not None:
-            masked[0][part] *= masked[1][part]
+        if walked is not None:
+            walked[0][part] *= walked[1][part]
         chunk = values[part].to(torch.promote_types(values.dtype, torch.float32)).contiguous()
         yield torch.dot(chunk, chunk).item()
 
 
-def _views(gradient: Tensor, mask: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Flat views in memory order: float32 entries, and int8 0 or 1."""
+def _walked(gradient: Tensor, mask: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
+    """Flat views in memory order, float32 entries and int8 0 or 1; None where that takes a copy."""
+    if gradient.dtype is not torch.float32 or gradient.shape != mask.shape:
+        return None
+    if gradient.is_contiguous() and mask.is_contiguous():  # nearly always, and small models notice the rest
+        return gradient.view(-1).numpy(), mask.view(torch.int8).view(-1).numpy()
+    if not is_aligned(gradient, mask):
+        return None
     order = memory_order(mask)
     return flat(gradient, order).numpy(), flat(mask, order).view(torch.int8).numpy()
 
