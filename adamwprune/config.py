@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 
@@ -43,6 +43,13 @@ class Precision(Enum):
     bf16 = "bf16"
     fp16 = "fp16"
     auto = "auto"
+
+
+class Unseen(Enum):
+    """What becomes of live weights that no gradient ever reached, under a criterion that reads v."""
+
+    keep = "keep"
+    prune = "prune"
 
 
 # The dataclasses below mirror conf/: each key is explained where its value is set.
@@ -104,6 +111,7 @@ class PruningConfig:
     start_step: NonNegativeInt | None = None
     end_step: NonNegativeInt | None = None
     update_every: PositiveInt | None = None
+    unseen: Unseen | None = None
     include: list[str] = field(default_factory=list)
     exclude: list[str] = field(default_factory=list)
 
@@ -192,11 +200,13 @@ def from_plain(cls: type, plain: Mapping[str, Any]) -> Any:
     hints = get_type_hints(cls)
     values = {}
     for key, value in plain.items():
-        kind = hints[key]
+        kind = next(
+            (k for k in get_args(hints[key]) if isinstance(k, type) and issubclass(k, Enum)), hints[key]
+        )
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):
             value = from_plain(kind, value)
         elif isinstance(kind, type) and issubclass(kind, Enum):
-            value = kind[value]
+            value = None if value is None else kind[value]
         values[key] = value
     return cls(**values)
 

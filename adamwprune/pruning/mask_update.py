@@ -32,7 +32,7 @@ class MaskUpdate:
     churn: float  # share of the prunable weights whose mask changed
     jaccard_magnitude: float  # of all pruned weights
     jaccard_magnitude_new: float  # of those that this update pruned; NaN where it pruned none
-    unseen: int  # live weights whose second moment is 0: no gradient ever reached them
+    layer_unseen: Mapping[str, int]  # live weights whose second moment is 0: no gradient ever reached them
     dead_rows: int  # output units of all layers without a live weight
     dead_columns: int  # inputs without a live weight
     mask_hash: str
@@ -45,6 +45,11 @@ class MaskUpdate:
     thresholds: Mapping[
         str, float
     ]  # highest pruned score of each segment, by its first tensor; NaN: none was due
+
+    @property
+    def unseen(self) -> int:
+        """Live weights of all layers that no gradient ever reached."""
+        return sum(self.layer_unseen.values())
 
     def row(self) -> dict[str, Any]:
         """Numbers for metrics.jsonl and the trackers."""
@@ -65,7 +70,7 @@ class MaskUpdate:
 
     def event(self) -> dict[str, Any]:
         """Everything, for mask_updates.jsonl; what is measured has names that begin with perf/."""
-        values = asdict(self)
+        values = asdict(self) | {"unseen": self.unseen}
         values["perf/milliseconds"] = values.pop("milliseconds")
         values["perf/record_milliseconds"] = values.pop("record_milliseconds")
         del values["step"]

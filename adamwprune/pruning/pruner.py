@@ -42,7 +42,7 @@ from adamwprune.pruning.mask_update import MaskUpdate, record, snapshot
 from adamwprune.pruning.masks import Masks
 from adamwprune.pruning.modes.base import Mode
 from adamwprune.pruning.modes.hard import Hard
-from adamwprune.pruning.ranking import Ranking, remaining
+from adamwprune.pruning.ranking import Ranking, Unseen, remaining
 from adamwprune.pruning.schedules import Plan, Schedule, default_update_every, window, zhu_gupta
 from adamwprune.pruning.scopes.blocks import require_whole_blocks
 from adamwprune.pruning.scopes.layerwise import layerwise
@@ -54,6 +54,9 @@ from adamwprune.pruning.sources import Sources, of_optimizer
 from adamwprune.pruning.state_view import StateView
 
 log = logging.getLogger(__name__)
+
+# Share of a tensor's live weights from which those that no gradient ever reached are worth a warning.
+CROWD = 0.1
 
 
 class Pruner(SparsityCounter):
@@ -71,6 +74,8 @@ class Pruner(SparsityCounter):
         scope: shapes, sparsity -> segments (scopes/).
         selection: how the lowest scores are found; all find the same (selection/).
         mode: what masks do: a class, or a partial of one (modes/).
+        unseen: whether live weights with a second moment of exactly 0, of which a criterion that reads it
+            knows nothing, are kept or go first.
         include, exclude: name patterns of weights (prunable.py).
 
     Raises:
@@ -93,6 +98,7 @@ class Pruner(SparsityCounter):
         scope: Scope = layerwise,
         selection: Selection = streaming,
         mode: Callable[..., Mode] = Hard,
+        unseen: Unseen = "keep",
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
     ) -> None:
@@ -110,7 +116,8 @@ class Pruner(SparsityCounter):
         self._reads = (*needs(criterion), *self._mode.reads)
         self._sources = Sources(self._reads, self.prunable, self._state, self.shards)
         self._last_update = -1
-        self._has_told_unseen = False
+        self._unseen = unseen
+        self._told_unseen: set[str] = set()
         self._check()
 
     @classmethod
@@ -194,7 +201,7 @@ class Pruner(SparsityCounter):
             self.shards,
             step=step,
             planned=sparsity,
-            unseen=unseen,
+            layer_unseen=unseen,
             counts=self.counts(),
             thresholds=dict(zip(firsts, thresholds, strict=True)),
             milliseconds=1e3 * (finished - compared),
@@ -212,6 +219,7 @@ class Pruner(SparsityCounter):
             selection=self._selection,
             sources=self._sources,
             shards=self.shards,
+            unseen=self._unseen,
         )
 
     def _is_magnitude(self) -> bool:
@@ -230,10 +238,20 @@ class Pruner(SparsityCounter):
     def _reads_moments(self) -> bool:
         return not set(of_optimizer(self._reads)) <= {"weight"}
 
-    def _tell_unseen(self, step: int, unseen: int) -> None:
-        if unseen and not self._has_told_unseen:
-            log.info("step %d: no gradient ever reached %d live weights; they are kept", step, unseen)
-            self._has_told_unseen = True
+    def _tell_unseen(self, step: int, unseen: Mapping[str, int]) -> None:
+        """Once a tensor: weights of which nothing is known crowd out those that learn."""
+        for name, count in unseen.items():
+            live = self.prunable[name].numel() - self.masks.pruned[name]
+            if count > CROWD * live and name not in self._told_unseen:
+                self._told_unseen.add(name)
+                log.warning(
+                    "step %d: no gradient ever reached %d of the %d live weights of %s, and they are kept; "
+                    "if their inputs are dead rather than rare, set pruning.unseen=prune",
+                    step,
+                    count,
+                    live,
+                    name,
+                )
 
     # ---------------------------------------------------------------------------- what is planned
 
@@ -343,6 +361,7 @@ class Pruner(SparsityCounter):
             "scope": identity(self._scope),
             "selection": identity(self._selection),
             "mode": identity(self._mode_factory),
+            "unseen": self._unseen,
             "target_sparsity": self.plan.target_sparsity,
             "initial_sparsity": self.plan.initial_sparsity,
             "start_step": self.plan.start_step,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import SupportsFloat
+from typing import Literal, SupportsFloat
 
 import numpy as np
 from torch import Tensor
@@ -17,6 +17,10 @@ from adamwprune.pruning.scoring import Criterion, GrowthScores, TensorScores, ne
 from adamwprune.pruning.selection.keys import Selection
 from adamwprune.pruning.sharding import Shards
 from adamwprune.pruning.sources import Source, Sources
+
+# What a live weight scores whose second moment is exactly 0, so that the criterion knows nothing of it.
+UNSEEN_SCORES = {"keep": math.inf, "prune": 0.0}
+Unseen = Literal["keep", "prune"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Ranking:
     selection: Selection
     sources: Sources
     shards: Shards
+    unseen: Unseen
 
     def prune_(self, sparsity: float) -> list[SupportsFloat]:
         """Clear masks until `sparsity` is reached; the highest pruned score of each segment, or NaN."""
@@ -63,10 +68,10 @@ class Ranking:
                 segment.prune_(scores, self.selection, self.shards)
         return masks
 
-    def count_unseen(self) -> int:
-        """Live weights that no gradient ever reached, of a criterion that reads the second moment."""
+    def count_unseen(self) -> dict[str, int]:
+        """Live weights that no gradient ever reached, by tensor, of a criterion that reads v."""
         counts = [tensor.count_unseen() for tensor in self._scores(self.criterion, TensorScores)]
-        return int(self.shards.sum(np.array(counts, np.int64)).sum())
+        return dict(zip(self.parameters, self.shards.sum(np.array(counts, np.int64)).tolist(), strict=True))
 
     def segments(self, sparsity: float) -> Sequence[Segment]:
         """Those of the scope."""
@@ -74,7 +79,7 @@ class Ranking:
 
     def _scores(self, criterion: Criterion, kind: type[TensorScores]) -> list[TensorScores]:
         return [
-            kind(name, self.masks[name], criterion, sources)
+            kind(name, self.masks[name], criterion, sources, UNSEEN_SCORES[self.unseen])
             for name, sources in self._readable(needs(criterion))
         ]
 

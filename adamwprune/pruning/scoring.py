@@ -55,10 +55,19 @@ class TensorScores:
         mask: of the parameter (this process's rows); reading sees it as it is by then.
         criterion: called with slices of the sources, in the order of its needs.
         sources: need -> source.
+        unseen: what an entry scores whose second moment is 0, if the criterion gives it 0 or NaN.
     """
 
-    def __init__(self, name: str, mask: Tensor, criterion: Criterion, sources: Mapping[str, Source]) -> None:
+    def __init__(
+        self,
+        name: str,
+        mask: Tensor,
+        criterion: Criterion,
+        sources: Mapping[str, Source],
+        unseen: float = math.inf,
+    ) -> None:
         self.name = name
+        self._unseen = unseen
         self.shape, self.size, self.device = mask.shape, mask.numel(), mask.device
         self._mask = mask
         self._criterion = criterion
@@ -193,13 +202,13 @@ class TensorScores:
         return [slice(first, min(first + width, stop), step) for first in range(start, stop, width)] or [part]
 
     def _resolved(self, scores: Tensor, part: slice) -> Tensor:
-        """Score 0 or NaN where the second moment is exactly 0 becomes +inf.
+        """Score 0 or NaN where the second moment is exactly 0 becomes what unseen entries score.
 
-        |w| * v^q would prune unused rows wholesale, and m / sqrt(v) is 0 / 0 there.
+        |w| * v^q prunes unused rows wholesale, and m / sqrt(v) is 0 / 0 there.
         """
         for need in self._sources.keys() & set(SECOND_MOMENTS):
             unseen = ~(scores.abs() > 0.0) & (cut(self._sources[need], part) == 0.0)
-            scores = torch.where(unseen, torch.inf, scores)
+            scores = torch.where(unseen, self._unseen, scores)
         return scores
 
     def _require_scores(self, undefined: np.ndarray, part: slice) -> None:

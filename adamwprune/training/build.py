@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from adamwprune.config import Config, Device, update_steps
+from adamwprune.config import Config, Device, Unseen, update_steps
 from adamwprune.data.base import Data
 from adamwprune.distributed import Ranks
 from adamwprune.optim.param_groups import group_table, param_groups
@@ -118,6 +118,7 @@ def build_pruner(
         target_sparsity=pruning.target_sparsity,
         initial_sparsity=pruning.initial_sparsity,
         **update_steps(pruning, steps),
+        unseen=(pruning.unseen or Unseen.keep).value,
         include=pruning.include,
         exclude=pruning.exclude,
     )

@@ -205,9 +205,32 @@ def test_unseen_weights_are_kept_and_counted(make_pruner):
     )
     model(torch.randn(8, 4) * torch.tensor([1.0, 0.0, 1.0, 1.0])).square().sum().backward()
     optimizer.step()
-    assert pruner.after_step(1).unseen == 10
+    assert pruner.after_step(1).layer_unseen == {"0.weight": 10}
     assert pruner.masks["0.weight"][:, 1].all()
     assert pruner.pruned() == 20
+
+
+@pytest.mark.parametrize("unseen", ["keep", "prune"])
+def test_unseen_weights_that_crowd_out_others_are_told_or_pruned(unseen, make_pruner, caplog):
+    """Five inputs of six are dead: at 50 % all that is kept would be theirs, and the layer would be blind."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 10), nn.Linear(10, 2))
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.9))
+    once = {"schedule": oneshot, "start_step": 1, "end_step": 1, "update_every": 1, "target_sparsity": 0.5}
+    pruner, other = (
+        make_pruner(model, optimizer, criterion=state, unseen=choice, **once)
+        for choice in (unseen, {"keep": "prune", "prune": "keep"}[unseen])
+    )
+    caplog.clear()
+    model(torch.randn(8, 6) * (torch.arange(6) == 2)).square().sum().backward()
+    optimizer.step()
+    assert pruner.after_step(1).unseen == (30 if unseen == "keep" else 20)
+    assert bool(pruner.masks["0.weight"][:, 2].any()) is (unseen == "prune")
+    told = "no gradient ever reached 30 of the 30 live weights of 0.weight" in caplog.text
+    assert told is (unseen == "keep")
+    assert pruner.describe()["unseen"] == unseen
+    with pytest.raises(CheckpointError, match="unseen="):
+        other.load_state_dict(pruner.state_dict())
 
 
 def test_target_zero_equals_dense_bitwise(make_model, make_pruner, train, snapshot):
@@ -496,6 +519,7 @@ def test_the_record_tells_what_the_live_objects_are(make_model, make_pruner):
         "scope": {"name": "global", "normalize": "none", "max_layer_sparsity": None},
         "selection": {"name": "streaming"},
         "mode": {"name": "hard"},
+        "unseen": "keep",
         "target_sparsity": 0.9,
         "initial_sparsity": 0.0,
         "start_step": 5,
