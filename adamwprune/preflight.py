@@ -6,7 +6,7 @@ state that the criterion scores by (2).
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from adamwprune.callbacks.tracker import missing_packages
@@ -35,8 +35,8 @@ def check_machine(config: Config) -> None:
     check_devices(config)
     check_trackers(config)
     data = check_data(config)
-    check_model(config, data)
-    check_pruning_fits(config, data)
+    shapes = check_model(config, data)
+    check_pruning_fits(config, data, shapes)
 
 
 def check_devices(config: Config) -> None:
@@ -92,13 +92,13 @@ def check_data(config: Config) -> "Data":
     return data
 
 
-def check_model(config: Config, data: "Data") -> None:
-    """One of our models takes the data and has the weights that pruning.include and exclude name.
+def check_model(config: Config, data: "Data") -> Sequence[Sequence[int]]:
+    """One of our models takes the data and has weights to prune; their shapes.
 
     It is built and called without memory. A user's own model is left to the run: it may not be built twice.
     """
     if config.model["_target_"] in config.allow_targets:
-        return
+        return []
     import numpy as np
     import torch
 
@@ -121,11 +121,12 @@ def check_model(config: Config, data: "Data") -> None:
             f"model: has {outputs.shape[-1]} outputs, but {data.name} has the label {int(targets.max())}"
         )
     prunable, _ = find_prunable(model, include=config.pruning.include, exclude=config.pruning.exclude)
+    shapes = NamedShape.of(prunable)
     if config.pruning.scope is not None:
-        shapes = NamedShape.of(prunable)
         _try("pruning.scope", config.pruning.scope, config, shapes, config.pruning.target_sparsity)
         scope = build(config.pruning.scope, "pruning.scope", config.allow_targets)
         check_scope(scope, shapes, config.pruning.target_sparsity or 0.0)
+    return shapes
 
 
 def _try(path: str, node: Mapping[str, Any], config: Config, *arguments: Any) -> None:
@@ -136,7 +137,7 @@ def _try(path: str, node: Mapping[str, Any], config: Config, *arguments: Any) ->
         raise ConfigError(f"{path}._target_={node['_target_']}: cannot be used as {path} ({error})") from None
 
 
-def check_pruning_fits(config: Config, data: "Data") -> None:
+def check_pruning_fits(config: Config, data: "Data", shapes: Sequence[Sequence[int]]) -> None:
     """Criterion, schedule, mode and optimizer fit each other: a pruner of a tiny model tries it."""
     if config.pruning.criterion is None:
         return
@@ -144,7 +145,7 @@ def check_pruning_fits(config: Config, data: "Data") -> None:
 
     from adamwprune.optim.param_groups import param_groups
     from adamwprune.pruning import Pruner
-    from adamwprune.pruning.compatibility import check_comparable
+    from adamwprune.pruning.compatibility import check_comparable, check_exchange
 
     parts = {
         part: build(getattr(config.pruning, part), f"pruning.{part}", config.allow_targets)
@@ -167,3 +168,6 @@ def check_pruning_fits(config: Config, data: "Data") -> None:
     )
     pruner.check_resets(plan["end_step"], steps)
     check_comparable(parts["criterion"], scope, optimizer)
+    if shapes:
+        sparsities = pruner.mode.sparsities(config.pruning.target_sparsity or 0.0)
+        check_exchange(scope, shapes, sparsities, type(pruner.mode).__name__)

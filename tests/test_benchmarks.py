@@ -24,6 +24,7 @@ def measured(tmp_path, script, *arguments):
     return figures
 
 
+@pytest.mark.slow
 def test_loop_overhead_prints_ratios_and_writes_them(tmp_path):
     """One short round on small data: all three arms, ratios to the bare loop of the same round."""
     arms = measured(tmp_path, "loop_overhead.py", *IMAGES, "--rounds=1", "--steps=8")["arms"]
@@ -32,6 +33,7 @@ def test_loop_overhead_prints_ratios_and_writes_them(tmp_path):
     assert arms["ours"]["wall_ratio"] == arms["ours"]["wall_ms"][0] / arms["bare"]["wall_ms"][0]
 
 
+@pytest.mark.slow
 def test_inference_runs_every_encoding(tmp_path):
     """LeNet-5 with random masks: dense, and what each encoding holds; decoded weights change no logit."""
     rounds = ("--model=lenet5", "--rounds=1", "--calls=2")
@@ -48,6 +50,7 @@ def test_inference_runs_every_encoding(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_optimizer_step_measures_every_way_to_mask(tmp_path):
     """All arms mask what they say, and hold what their masks take: bytes, floats, floats and products."""
     arms = measured(tmp_path, "optimizer_step.py", "--model=lenet5", "--rounds=1")["arms"]
@@ -80,6 +83,7 @@ def test_mask_selection_compares_with_a_sort(tmp_path):
         assert arms["sample"]["off_points"] != 0
 
 
+@pytest.mark.slow
 def test_train_step_measures_steps_and_updates(tmp_path):
     """One step of each arm, then updates: masks take a byte a weight."""
     figures = measured(tmp_path, "train_step.py", "--model=lenet5", "--rounds=1", "--steps=1")

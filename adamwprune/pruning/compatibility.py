@@ -113,7 +113,12 @@ def check_optimizer(
         raise
     except Exception as error:
         # A class that needs more than its settings cannot be tried: the first update will tell.
-        log.debug("%s was not tried on a small weight: %s", name, error)
+        log.warning(
+            "%s could not be tried on a small weight (%s), so it is not known whether it leaves pruned "
+            "weights at 0; call verify() after the run",
+            name,
+            error,
+        )
 
 
 def check_state(

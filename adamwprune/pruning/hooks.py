@@ -13,12 +13,11 @@ if TYPE_CHECKING:
     from adamwprune.pruning.pruner import Pruner
 
 
-def attach(pruner: "Pruner", optimizer: Optimizer) -> list[RemovableHandle]:
-    """Register the hooks; steps count from 1, those that a GradScaler skips do not count.
+def attach(pruner: "Pruner", optimizer: Optimizer, steps: int) -> list[RemovableHandle]:
+    """Register the hooks; steps count on from `steps`, those that a GradScaler skips do not count.
 
     A step with a closure is refused with RunError: its gradients come after they were to be masked.
     """
-    steps = 0
 
     def before(_: Optimizer, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
         if any(arguments[1:]) or keywords.get("closure"):

@@ -47,7 +47,7 @@ from adamwprune.pruning.schedules import Plan, Schedule, default_update_every, w
 from adamwprune.pruning.scopes.blocks import require_whole_blocks
 from adamwprune.pruning.scopes.layerwise import layerwise
 from adamwprune.pruning.scopes.segments import NamedShape, Scope, Segment
-from adamwprune.pruning.scoring import Criterion, identity, needs
+from adamwprune.pruning.scoring import Criterion, function_of, identity, needs
 from adamwprune.pruning.selection.keys import Selection
 from adamwprune.pruning.selection.streaming import streaming
 from adamwprune.pruning.sources import Sources, of_optimizer
@@ -170,13 +170,20 @@ class Pruner(SparsityCounter):
         self._last_update = due
         return update
 
-    def attach(self) -> list[RemovableHandle]:
+    def attach(self, step: int = 0) -> list[RemovableHandle]:
         """Call mask_grads_ and after_step around every step of the optimizer from now on.
 
-        For loops that cannot be edited (hooks.py). What the loop clips is clipped before it is masked, so
-        pruned gradients eat into the norm: mask_grads_ in the loop is better. Remove the handles to detach.
+        For loops that cannot be edited (hooks.py); `step` says how many steps are done already. What the
+        loop clips is clipped before it is masked, so pruned gradients eat into the norm: mask_grads_ in the
+        loop is better. Remove the handles to detach.
         """
-        return attach(self, self._optimizer)
+        if step < self._last_update:
+            raise ConfigError(
+                f"step={step}: the masks are those of step {self._last_update}; give attach the steps that "
+                "are done"
+            )
+        self.after_step(step)
+        return attach(self, self._optimizer, step)
 
     def _update(self, step: int, due: int) -> MaskUpdate:
         """Choose new masks, bring weights and state in line, and record what happened."""
@@ -224,7 +231,7 @@ class Pruner(SparsityCounter):
 
     def _is_magnitude(self) -> bool:
         """Whether a comparison with magnitude would compare it with itself."""
-        return identity(self._criterion)["name"] == magnitude.__name__ and not self._mode.reads
+        return function_of(self._criterion) is magnitude and not self._mode.reads
 
     def _waits(self, step: int) -> bool:
         """Whether the optimizer has reset the moments that are read, and not filled them since."""
@@ -258,6 +265,11 @@ class Pruner(SparsityCounter):
     def _segments(self, update: int) -> Sequence[Segment]:
         return self._scope(NamedShape.of(self.prunable), self.plan.sparsity(update))
 
+    @property
+    def mode(self) -> Mode:
+        """What masks do."""
+        return self._mode
+
     def pruned(self) -> int:
         """Weights that the masks hold at zero."""
         return sum(self.masks.pruned.values())
@@ -268,8 +280,9 @@ class Pruner(SparsityCounter):
         return 0 if due is None else sum(segment.planned for segment in self._segments(due))
 
     def is_final(self, step: int) -> bool:
-        """Whether the target is reached by `step`: masks no longer change."""
-        return self.plan.sparsity_in_force(step) == self.plan.target_sparsity
+        """Whether masks have reached the target by `step`; an update that waits has not."""
+        is_due = self.plan.sparsity_in_force(step) == self.plan.target_sparsity
+        return is_due and self.pruned() == self.planned_count(step)
 
     def mean_density(self, total_steps: int) -> float:
         """Mean share of live weights over a run of this length, as planned."""

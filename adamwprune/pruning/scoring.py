@@ -40,11 +40,17 @@ def identity(function: Callable[..., Any]) -> dict[str, Any]:
     """Name and settings of a criterion, schedule, scope, ..., read from the live object."""
     parameters = inspect.signature(function).parameters.values()
     settings = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    while isinstance(function, partial):
-        function = function.func
+    function = function_of(function)
     name = getattr(function, "__name__", type(function).__name__)
     name = getattr(function, "__dict__", {}).get("name", name)  # a class may have a shorter one for itself
     return {"name": name.rstrip("_"), **settings}
+
+
+def function_of(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What is left without the settings that were bound to it."""
+    while isinstance(function, partial):
+        function = function.func
+    return function
 
 
 class TensorScores:

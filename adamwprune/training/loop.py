@@ -67,6 +67,7 @@ def run_steps(
         state.step += 1
         state.loss_sum += loss
         state.loss_count += 1
+        state.pruned_steps += training.pruner.pruned()
         mask_update = training.pruner.after_step(state.step)
         throughput.step()
         records.step_end(state.step)

@@ -20,6 +20,7 @@ class LoopState:
     loss_sum: Tensor  # of the steps since the last row, on the device
     loss_count: int = 0
     step: int = 0  # optimizer steps done
+    pruned_steps: int = 0  # pruned weights, added up over the steps
     skipped: int = 0  # batches whose step fp16 overflow skipped
     seconds: float = 0.0  # of wall time in all sessions
     latest: dict[str, float] = field(default_factory=dict)  # scores of the last evaluation
@@ -51,6 +52,7 @@ def capture(
     """Weights and state for checkpoint.save; every rank calls it, for the ranks' random states."""
     return model_weights(training.model), {
         "step": state.step,
+        "pruned_steps": state.pruned_steps,
         "skipped": state.skipped,
         "seconds": state.seconds,
         "latest": state.latest,
@@ -89,6 +91,7 @@ def restore(training: Training, checkpoint: Checkpoint, revision: str | None, *,
         loss_sum=sums[min(rank, len(sums) - 1)].to(training.ranks.device),
         loss_count=saved["loss_count"],
         step=saved["step"],
+        pruned_steps=saved["pruned_steps"],
         skipped=saved["skipped"],
         seconds=saved["seconds"],
         latest=saved["latest"],

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from adamwprune.errors import SparsityError
 from adamwprune.run_directory import METRICS
 from adamwprune.training.build import Training
 from adamwprune.training.loop_state import LoopState
@@ -32,7 +33,8 @@ def summarise(
             "target": target if training.config.pruning.criterion else None,
             "achieved": training.pruner.sparsity(),
             "mean_density": training.pruner.mean_density(training.total_steps),
-            "reached": training.pruner.is_final(state.step),
+            "mean_density_achieved": _mean_density(training, state),
+            "reached": _is_reached(training, state),
         },
         "parameters": counts,
         "trackers": {},
@@ -44,3 +46,18 @@ def summarise(
             "checkpoints": "checkpoints",
         },
     }
+
+
+def _mean_density(training: Training, state: LoopState) -> float | None:
+    """Mean share of live weights over the steps that were done; None before the first."""
+    possible = state.step * training.pruner.prunable_count
+    return 1.0 - state.pruned_steps / possible if possible else None
+
+
+def _is_reached(training: Training, state: LoopState) -> bool:
+    """Whether masks have reached the target and weights agree with them."""
+    try:
+        training.pruner.verify(state.step)
+    except SparsityError:
+        return False
+    return training.pruner.is_final(state.step)

@@ -541,7 +541,7 @@ def test_dense_has_the_interface_of_the_pruner():
     def public(cls):
         return {name for name in dir(cls) if not name.startswith("_")}
 
-    assert public(Dense) == public(Pruner) - {"over", "attach", "check_resets"}
+    assert public(Dense) == public(Pruner) - {"over", "attach", "check_resets", "mode"}
 
 
 def test_mean_density_is_that_of_the_masks(make_model, make_pruner, train):
@@ -576,3 +576,30 @@ def test_masks_do_not_depend_on_the_number_of_threads(make_pruner):
         pruner.after_step(1)
         hashes.add(pruner.mask_hash())
     assert len(hashes) == 1
+
+
+def test_an_update_that_waits_has_not_reached_the_target(make_model, make_pruner, train):
+    """Else the best score of a run could be that of a dense model: due at step 31, masks come at 50."""
+    model = make_model()
+    optimizer = Restarting(model.parameters(), reset_every=30)
+    plan = {"schedule": oneshot, "start_step": 31, "end_step": 31, "update_every": 1}
+    pruner = make_pruner(model, optimizer, criterion=state, **plan)
+    final = []
+    train(model, optimizer, pruner, 1, 60, look=lambda step: final.append(pruner.is_final(step)))
+    assert pruner.plan.sparsity_in_force(31) == 0.9
+    assert final.index(True) + 1 == 50
+    assert pruner.pruned() == 468
+
+
+def test_attached_pruners_go_on_where_they_were(make_model, make_pruner):
+    """Steps count on after a resume; a count behind the masks is refused; a sparse start is sparse."""
+    model = make_model()
+    optimizer = adamw(model)
+    pruner = make_pruner(model, optimizer)
+    pruner.attach(20)
+    assert pruner.pruned() == pruner.planned_count(20) > 0
+    with pytest.raises(ConfigError, match="the masks are those of step 20"):
+        pruner.attach(19)
+    sparse = make_pruner(model, optimizer, schedule=constant, target_sparsity=0.8)
+    sparse.attach()
+    assert sparse.pruned() == 416

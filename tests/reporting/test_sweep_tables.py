@@ -36,8 +36,8 @@ def test_means_are_over_jobs_that_differ_in_their_seed_alone():
         ]
     )
     assert cells(table) == [
-        ("pruning=state", "test/accuracy", "91.00 %", "1.41 %", "2", "0", "90.000 %"),
-        ("pruning=random", "test/accuracy", "80.00 %", "", "1", "1", "90.000 %"),
+        ("pruning=state", "test/accuracy", "91.00 %", "1.41 %", "2", "0", "90.00 %"),
+        ("pruning=random", "test/accuracy", "80.00 %", "", "1", "1", "90.00 %"),
     ]
 
 

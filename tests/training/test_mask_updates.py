@@ -137,3 +137,14 @@ def test_packed_masks_of_the_record_are_those_of_the_model(directory):
     for name, mask in unpacked(directory).items():
         assert not weights[name].view(torch.int32).numpy()[~mask].any()
     assert Masks({}).hash() != final_state(directory)["pruner"]["masks"]["hash"]
+
+
+def test_the_summary_has_the_density_that_was_achieved(directory):
+    """Mean over the 20 steps of what lives in each, from the events; the plan is rounded by layer."""
+    total = sum(mask.size for mask in unpacked(directory).values())
+    pruned = {event["step"]: event["pruned"] for event in mask_updates(directory)}
+    held = [pruned[max(s for s in pruned if s < step)] if step > min(pruned) else 0 for step in range(1, 21)]
+    sparsity = summary(directory)["sparsity"]
+    assert sparsity["mean_density_achieved"] == pytest.approx(1 - sum(held) / (20 * total), abs=1e-12)
+    assert sparsity["mean_density"] == pytest.approx(sparsity["mean_density_achieved"], abs=0.05)
+    assert sparsity["reached"]

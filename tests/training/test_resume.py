@@ -77,8 +77,14 @@ def assert_same_run(first, second):
     assert {key for key in one if key != "seconds" and not equal(one[key], two[key])} == set()
 
 
-@pytest.mark.parametrize("stop_step", [1, 5, 10, 12, 19])
-@pytest.mark.parametrize("pruning", PRUNINGS)
+@pytest.mark.parametrize(
+    ("pruning", "stop_step"),
+    [
+        pytest.param(pruning, step, marks=() if pruning == "state" or step == 10 else pytest.mark.slow)
+        for pruning in PRUNINGS
+        for step in (1, 5, 10, 12, 19)
+    ],
+)
 def test_stopped_and_continued_equals_unbroken(tmp_path, pruning, stop_step):
     """Before, in and after the ramp (5 to 15), between rows, with accumulation and dropout."""
     overrides = (*SMALL, *PRUNINGS[pruning])

@@ -1,8 +1,9 @@
 """Soft: pruned weights are set to 0 after each step, while gradients and state live, so they may come back.
 
 At an update a share of the live weights, the lowest, is exchanged for as many pruned ones: those
-with the highest |m| / sqrt(v), the denoised form of RigL's gradient, or the highest |g|. The
-share decays by a cosine to 0 at the end of the window. Weights come back at 0.
+with the highest |m| / sqrt(v), the denoised form of RigL's gradient, or the highest |g|, those
+that were dropped just now among them. The share decays by a cosine to 0 at the end of the window.
+Weights come back at 0.
 
 Source: RigL, Evci et al., arXiv 1911.11134, section 3. The weight pass also makes this the mode
 for optimizers that mix entries (Muon, SOAP, Shampoo), which would revive hard-pruned weights.
@@ -62,6 +63,8 @@ class Soft(Mode):
         if self._growth is None or share == 0.0 or not any(self.masks.pruned.values()):
             return ranking.prune_(sparsity)  # the first update has nothing that could come back
         thresholds = ranking.prune_(sparsity + share * (1.0 - sparsity))
+        self.masks.recount()
+        self.masks.zero_weights_()  # before any of them comes back
         ranking.grow_(self._growth, sparsity)
         return thresholds
 
