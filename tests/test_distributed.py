@@ -161,6 +161,30 @@ def test_state_pruning_without_the_state_is_refused_before_the_run():
     check_machine(configure("optimizer=adam", "pruning=state"))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("pruning/scope=global", "pruning.scope.max_layer_sparsity=0.9", "pruning/mode=soft"),
+            r"pruning\.mode=soft: .*leaves no room above the target",
+        ),
+        (("pruning/scope=nm",), r"conv2\.weight, .*not a multiple of 4"),
+        (("pruning/scope=row", "pruning.target_sparsity=0.999"), r"all 2,400 weights of conv2\.weight"),
+        (("optimizer=muon",), r"pruning\.mode=hard: Muon mixes"),
+        (
+            ("optimizer=adamwspam", "optimizer.reset_every=60", "pruning=state"),
+            r"optimizer\.reset_every=60: moments restart",
+        ),
+        (("pruning=state", "pruning/schedule=constant"), "prunes before the first step"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused_before_the_run(overrides, message):
+    """What the pruner would refuse when a folder exists, the checks before it refuse."""
+    chosen = () if any(o.startswith("pruning=") for o in overrides) else ("pruning=magnitude",)
+    with pytest.raises(ConfigError, match=message):
+        check_machine(configure(*IMAGES, "trainer.max_steps=300", *chosen, *overrides))
+
+
 def test_the_missions_command_ends_with_exit_4_and_one_line(tmp_path):
     """As typed, on a machine without four devices."""
     if torch.cuda.device_count() >= 4:

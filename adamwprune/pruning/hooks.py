@@ -7,7 +7,7 @@ import torch
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from adamwprune.errors import RunError
+from adamwprune.pruning.modes.base import refuse_closure
 
 if TYPE_CHECKING:
     from adamwprune.pruning.pruner import Pruner
@@ -20,11 +20,7 @@ def attach(pruner: "Pruner", optimizer: Optimizer, steps: int) -> list[Removable
     """
 
     def before(_: Optimizer, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
-        if any(arguments[1:]) or keywords.get("closure"):
-            raise RunError(
-                "optimizer.step: a closure computes gradients after the pruner has masked them; "
-                "compute them before, and call step() without one"
-            )
+        refuse_closure("an attached pruner", arguments, keywords)
         if not _overflows(optimizer):
             _unscale_(optimizer)
             pruner.mask_grads_()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from adamwprune.errors import SparsityError
-from adamwprune.run_directory import METRICS
+from adamwprune.run_directory import MASK_UPDATES, METRICS
 from adamwprune.training.build import Training
 from adamwprune.training.loop_state import LoopState
 from adamwprune.training.metrics import json_row, sanitise
@@ -42,6 +42,7 @@ def summarise(
         "paths": {
             "run": str(directory),
             "metrics": METRICS,
+            **({"mask_updates": MASK_UPDATES} if training.config.pruning.criterion else {}),
             "plot": "metrics.png",
             "checkpoints": "checkpoints",
         },
