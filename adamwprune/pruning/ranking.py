@@ -14,7 +14,8 @@ from adamwprune.pruning.masks import Masks
 from adamwprune.pruning.modes.base import Mode
 from adamwprune.pruning.scopes.segments import NamedShape, Scope, Segment
 from adamwprune.pruning.scoring import Criterion, GrowthScores, TensorScores, needs
-from adamwprune.pruning.selection.keys import Selection
+from adamwprune.pruning.selection.keys import ScoreError, Selection
+from adamwprune.pruning.selection.on_device import on_device
 from adamwprune.pruning.sharding import Shards
 from adamwprune.pruning.sources import Source, Sources
 
@@ -41,6 +42,7 @@ class Ranking:
     def prune_(self, sparsity: float) -> list[SupportsFloat]:
         """Clear masks until `sparsity` is reached; the highest pruned score of each segment, or NaN."""
         scores = self._scores(self.criterion, TensorScores)
+        self._require_scores_everywhere(scores)
         return [
             segment.prune_(scores, self.selection, self.shards)
             if remaining(segment, self.masks) > 0
@@ -76,6 +78,24 @@ class Ranking:
     def segments(self, sparsity: float) -> Sequence[Segment]:
         """Those of the scope."""
         return self.scope(NamedShape.of(self.parameters), sparsity)
+
+    def _require_scores_everywhere(self, scores: Sequence[TensorScores]) -> None:
+        """A ScoreError on all processes if one has a weight without a score: else they would wait for it.
+
+        One pass more, of shards on CPUs alone; on a device the selection finds it out.
+        """
+        on_host = scores[0].device.type == "cpu" and self.selection is not on_device
+        if self.shards.is_alone or not on_host:
+            return
+        problem = ""
+        try:
+            for tensor in scores:
+                for part in tensor.parts():
+                    tensor.read(part)
+        except ScoreError as error:
+            problem = str(error)
+        if self.shards.sum(np.array([len(problem)])).any():
+            raise ScoreError(problem or "the score is NaN, of a weight that another process has; it names it")
 
     def _scores(self, criterion: Criterion, kind: type[TensorScores]) -> list[TensorScores]:
         return [

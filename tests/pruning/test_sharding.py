@@ -174,12 +174,16 @@ def refusal(case, spread_as):
 
 def undefined():
     """What this rank says of a weight that is NaN in the rows of the first one."""
-    parts = {"criterion": magnitude, "scope": global_, "selection": on_device}
+    return {selection.__name__: _undefined(selection) for selection in (on_device, streaming)}
+
+
+def _undefined(selection):
+    parts = {"criterion": magnitude, "scope": global_, "selection": selection}
     pruner = Case(UNEVEN, "random", parts).pruner()
     if dist.get_rank() == 0:
         local(pruner.prunable["layers.3.weight"])[1, 2] = torch.nan
-    (threshold,) = pruner._ranking(1).prune_(0.5)
     try:
+        (threshold,) = pruner._ranking(1).prune_(0.5)
         return float(threshold)
     except ScoreError as error:
         return str(error)
@@ -261,10 +265,13 @@ def test_what_shards_cannot_do_is_refused_on_every_rank(found):
             assert rank["refused"][name].startswith(message)
 
 
-def test_a_score_that_is_missing_on_one_rank_ends_all(found):
-    """The highest key is exchanged with the ties, so no rank goes on; the one that has it names it."""
-    assert "layers.3.weight is NaN at flat index 10" in found[0]["undefined"]
-    assert all("NaN, of a weight that another process has" in rank["undefined"] for rank in found[1:])
+@pytest.mark.parametrize("selection", ["on_device", "streaming"])
+def test_a_score_that_is_missing_on_one_rank_ends_all(found, selection):
+    """It is exchanged, so no rank goes on or waits for ever; the one that has it names it."""
+    assert "layers.3.weight is NaN at flat index" in found[0]["undefined"][selection]
+    assert all(
+        "NaN, of a weight that another process has" in rank["undefined"][selection] for rank in found[1:]
+    )
 
 
 def test_weights_that_are_not_sharded_are_counted_once(found):
