@@ -14,10 +14,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adamwprune.pruning.layout import CHUNK, flat, is_aligned, memory_order, parts, small_conversions
+from adamwprune.pruning.layout import (
+    CHUNK,
+    flat,
+    is_aligned,
+    memory_order,
+    parts,
+    small_conversions,
+    zero_pruned_,
+)
 from adamwprune.pruning.sharding import local, shards_of
 
 Pair = tuple[Tensor, Tensor | None]
+
+
+def mask_(gradients: Iterable[Pair]) -> None:
+    """Set gradients to exactly +0.0 where their mask is False, whatever they are."""
+    for gradient, mask in gradients:
+        if mask is not None:
+            zero_pruned_(local(gradient), mask)
 
 
 @torch.no_grad()
@@ -54,7 +69,7 @@ def _sum_of_squares_(pairs: Iterable[Pair]) -> float:
     for gradient, mask in pairs:
         gradient = local(gradient)
         if gradient.numel() <= CHUNK:
-            _mask_(gradient, mask)
+            _multiply_(gradient, mask)
             small.append(gradient)
         else:
             squares += _chunks_(gradient, mask)
@@ -64,7 +79,7 @@ def _sum_of_squares_(pairs: Iterable[Pair]) -> float:
     return _exact_sum(squares)
 
 
-def _mask_(gradient: Tensor, mask: Tensor | None) -> None:
+def _multiply_(gradient: Tensor, mask: Tensor | None) -> None:
     if mask is None:
         return
     if walked := _walked(gradient, mask):
@@ -78,7 +93,7 @@ def _chunks_(gradient: Tensor, mask: Tensor | None) -> Iterator[float]:
     """Sums of squares of one tensor, each taken of a chunk that has just been masked."""
     walked = None if mask is None else _walked(gradient, mask)
     if walked is None:
-        _mask_(gradient, mask)
+        _multiply_(gradient, mask)
     values = flat(gradient, memory_order(gradient))
     for part in parts(values.numel()):
         if walked is not None:

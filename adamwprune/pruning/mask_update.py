@@ -42,9 +42,8 @@ class MaskUpdate:
     layer_sparsity: Mapping[str, float]
     layer_dead_rows: Mapping[str, int]
     layer_dead_columns: Mapping[str, int]
-    thresholds: Mapping[
-        str, float
-    ]  # highest pruned score of each segment, by its first tensor; NaN: none was due
+    # Highest pruned score of each segment, by its first tensor; NaN where none was due.
+    thresholds: Mapping[str, float]
 
     @property
     def unseen(self) -> int:

@@ -65,12 +65,6 @@ class Masks:
             if self.pruned[name]:
                 zero_pruned_(local(parameter), self._masks[name])
 
-    def zero_grads_(self) -> None:
-        """Zero the gradients of pruned weights."""
-        for name, parameter in self._parameters.items():
-            if self.pruned[name] and parameter.grad is not None:
-                zero_pruned_(local(parameter.grad), self._masks[name])
-
     def packed(self) -> dict[str, Tensor]:
         """(ceil(N / 8),) uint8 on the CPU by name: logical order, first entry in the highest bit.
 

@@ -36,7 +36,7 @@ from adamwprune.pruning.compatibility import (
 )
 from adamwprune.pruning.counting import SparsityCounter
 from adamwprune.pruning.criteria.magnitude import magnitude
-from adamwprune.pruning.gradients import mask_and_norm_
+from adamwprune.pruning.gradients import Pair, mask_, mask_and_norm_
 from adamwprune.pruning.hooks import attach
 from adamwprune.pruning.mask_update import MaskUpdate, record, snapshot
 from adamwprune.pruning.masks import Masks
@@ -134,21 +134,21 @@ class Pruner(SparsityCounter):
 
         They become exactly +0.0, whatever they were; look for NaN and inf before. Once a step.
         """
-        self._sources.accumulate_(self._mode.weight, self.model.parameters())
-        self._mode.mask_grads_()
+        mask_(self._edited_gradients())
 
     def mask_and_norm_grads_(self) -> Tensor:
         """mask_grads_, and the L2 norm of all the model's gradients after it, in the same pass.
 
         NaN if a gradient was not finite, under a mask or not. Pruned gradients are 0 of either sign.
         """
+        return mask_and_norm_(self._edited_gradients())
+
+    def _edited_gradients(self) -> list[Pair]:
+        """All gradients with their masks, when criterion and mode have done with them what they do."""
         self._sources.accumulate_(self._mode.weight, self.model.parameters())
+        self._mode.edit_grads_()
         masks = self._mode.gradient_masks()
-        if not masks:
-            self._mode.mask_grads_()
-        return mask_and_norm_(
-            (p.grad, masks.get(id(p))) for p in self.model.parameters() if p.grad is not None
-        )
+        return [(p.grad, masks.get(id(p))) for p in self.model.parameters() if p.grad is not None]
 
     def after_step(self, step: int) -> MaskUpdate | None:
         """Update the masks if an update is due after `step` completed optimizer steps.
@@ -247,7 +247,7 @@ class Pruner(SparsityCounter):
 
     def _tell_unseen(self, step: int, unseen: Mapping[str, int]) -> None:
         """Once a tensor: weights of which nothing is known crowd out those that learn."""
-        for name, count in unseen.items():
+        for name, count in unseen.items() if self._unseen == "keep" else ():
             live = self.prunable[name].numel() - self.masks.pruned[name]
             if count > CROWD * live and name not in self._told_unseen:
                 self._told_unseen.add(name)

@@ -61,7 +61,7 @@ class TensorScores:
         mask: of the parameter (this process's rows); reading sees it as it is by then.
         criterion: called with slices of the sources, in the order of its needs.
         sources: need -> source.
-        unseen: what an entry scores whose second moment is 0, if the criterion gives it 0 or NaN.
+        unseen: what a weight scores whose second moment is 0, if the criterion gives it 0 or NaN.
     """
 
     def __init__(

@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adamwprune.pruning import gradients as module
 from adamwprune.pruning.criteria.state import state
-from adamwprune.pruning.gradients import mask_and_norm_, norm_of
+from adamwprune.pruning.gradients import mask_, mask_and_norm_, norm_of
 from adamwprune.pruning.layout import CHUNK
+from adamwprune.pruning.modes.hard import Hard
 from adamwprune.pruning.modes.soft import Soft
 from adamwprune.pruning.modes.ste import StraightThrough
 from tests.pruning import drive
@@ -107,6 +108,20 @@ def test_what_a_mask_hides_becomes_0_and_is_seen_if_it_is_not_finite(layout, val
         torch.testing.assert_close(norm, torch.tensor(math.sqrt(gradient.numel() - 1)), rtol=1e-6, atol=0.0)
     else:
         assert norm.isnan()
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "mixed", "strided"])
+@pytest.mark.parametrize("value", [-0.0, -1.0, math.inf, math.nan])
+def test_masking_alone_leaves_plus_zero_to_the_bit(layout, value):
+    """Whatever was there; live entries and gradients without a mask keep every bit."""
+    pairs = make(layout, torch.float32)
+    for gradient, mask in pairs:
+        if mask is not None:
+            gradient.masked_fill_(~mask, value)
+    before = [gradient.clone() for gradient, _ in pairs]
+    mask_(pairs)
+    for (gradient, mask), old in zip(pairs, before, strict=True):
+        assert same(gradient, old if mask is None else old.masked_fill(~mask, 0.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -259,6 +274,31 @@ def test_masking_with_norms_equals_masking_alone(mode):
         differs = not all(torch.equal(a, b) for a, b in zip(plain, results[-1], strict=True))
         assert differs is (mode != "soft")
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+class Shifted(Hard):
+    """A mode that both edits gradients and masks them."""
+
+    def edit_grads_(self):
+        for parameter in self.parameters.values():
+            parameter.grad.add_(1.0)
+
+
+@pytest.mark.parametrize("with_norm", [False, True])
+def test_what_a_mode_does_to_gradients_comes_before_its_masks_and_is_never_left_out(with_norm):
+    """Live gradients are shifted by 1, pruned ones 0, whichever way the loop clips."""
+    model = drive.network()
+    optimizer = drive.optimizer_of(model, "adamw", "fused")
+    pruner = drive.pruner_of(model, optimizer, mode=Shifted)
+    drive.train(model, optimizer, pruner, 1, 45)
+    optimizer.zero_grad()
+    drive.backward(model, 46)
+    before = {name: p.grad.clone() for name, p in pruner.prunable.items()}
+    (pruner.mask_and_norm_grads_ if with_norm else pruner.mask_grads_)()
+    for name, parameter in pruner.prunable.items():
+        mask = pruner.masks[name]
+        assert torch.equal(parameter.grad, torch.where(mask, before[name] + 1.0, 0.0))
+        assert not mask.all()
 
 
 def test_parameters_without_gradient_are_left_out():

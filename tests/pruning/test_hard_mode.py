@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from adamwprune.errors import SparsityError
-from adamwprune.pruning.masks import Masks
+from adamwprune.pruning.modes.hard import Hard
 from adamwprune.pruning.schedules import constant
 from adamwprune.pruning.state_view import StateView
 from tests.pruning import drive
@@ -41,7 +41,7 @@ def test_control_without_zeroing_the_moments_pruned_weights_drift(
 
 
 def test_control_without_masking_gradients_pruned_weights_drift(make_model, make_pruner, train, monkeypatch):
-    monkeypatch.setattr(Masks, "zero_grads_", lambda _: None)
+    monkeypatch.setattr(Hard, "gradient_masks", lambda _: {})
     model = make_model()
     optimizer = torch.optim.AdamW(model.parameters())
     pruner = make_pruner(model, optimizer)

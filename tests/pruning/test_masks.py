@@ -149,14 +149,6 @@ def test_counts_tell_pruned_from_revived():
     assert masks.count() == {"layer0.weight": (pruned, 3)}
 
 
-def test_gradients_are_zeroed_where_there_are_any():
-    parameters, masks = make((6, 5), (4, 3))
-    parameters["layer0.weight"].grad = torch.full((6, 5), -1.0)
-    masks.zero_grads_()
-    assert torch.equal(parameters["layer0.weight"].grad, -masks["layer0.weight"].float())
-    assert parameters["layer1.weight"].grad is None
-
-
 def test_masks_of_other_tensors_are_refused():
     state = make((10, 10))[1].state_dict()
     with pytest.raises(CheckpointError, match="names or sizes"):

@@ -229,8 +229,30 @@ def test_unseen_weights_that_crowd_out_others_are_told_or_pruned(unseen, make_pr
     told = "no gradient ever reached 30 of the 30 live weights of 0.weight" in caplog.text
     assert told is (unseen == "keep")
     assert pruner.describe()["unseen"] == unseen
+    assert unseen == "keep" or "live weights" not in caplog.text
     with pytest.raises(CheckpointError, match="unseen="):
         other.load_state_dict(pruner.state_dict())
+
+
+@pytest.mark.parametrize("unseen", ["keep", "prune"])
+def test_state_with_q_0_is_magnitude_but_for_unseen_zeros(make_pruner, unseen):
+    """A weight that is 0 behind a dead input: magnitude prunes it, state keeps what it knows nothing of."""
+    hashes = []
+    for criterion in (magnitude, partial(state, q=0.0)):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 10), nn.Linear(10, 2))
+        with torch.no_grad():
+            model[0].weight[:, :3] = 0.0
+        optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.9))
+        once = {"schedule": oneshot, "start_step": 1, "end_step": 1, "update_every": 1}
+        pruner = make_pruner(
+            model, optimizer, criterion=criterion, unseen=unseen, target_sparsity=0.5, **once
+        )
+        model(torch.randn(8, 8) * (torch.arange(8) > 2)).square().sum().backward()
+        optimizer.step()
+        pruner.after_step(1)
+        hashes.append(pruner.mask_hash())
+    assert (hashes[0] == hashes[1]) is (unseen == "prune")
 
 
 def test_target_zero_equals_dense_bitwise(make_model, make_pruner, train, snapshot):

@@ -2,9 +2,9 @@
 
 The pruner calls it in this order:
 
-    mask_grads_()           before each optimizer step
-    after_step()            after each one
-    choose_(...), apply_()  at a mask update
+    edit_grads_(), gradient_masks()   before each optimizer step
+    after_step()                      after each one
+    choose_(...), apply_()            at a mask update
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,11 +56,11 @@ class Mode:
         return local(self.parameters[name])
 
     def gradient_masks(self) -> dict[int, Tensor]:
-        """Masks that apply to gradients, by the id of the parameter."""
+        """Masks that the pruner applies to gradients, by the id of the parameter."""
         return {}
 
-    def mask_grads_(self) -> None:
-        """What has to happen to the gradients before clipping, beyond gradient_masks()."""
+    def edit_grads_(self) -> None:
+        """What has to happen to the gradients before they are masked and clipped."""
 
     def after_step(self) -> None:
         """What has to happen to the weights after each optimizer step."""

@@ -19,10 +19,6 @@ class Hard(Mode):
         """Those that prune anything."""
         return self.masks.in_force()
 
-    def mask_grads_(self) -> None:
-        """Zero the gradients of pruned weights."""
-        self.masks.zero_grads_()
-
     def apply_(self) -> None:
         """Zero weights and, since moments would move them back within a few steps, all state."""
         self.masks.zero_weights_()

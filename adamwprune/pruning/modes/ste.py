@@ -57,7 +57,7 @@ class StraightThrough(Mode):
         return self._dense[name] if self._dense else super().weight(name)
 
     @torch.no_grad()
-    def mask_grads_(self) -> None:
+    def edit_grads_(self) -> None:
         """Add the decay of masked weights, decay * (1 - M) * w."""
         for name, dense in self._dense.items() if self._decay else ():
             gradient = self.parameters[name].grad
@@ -81,7 +81,7 @@ class StraightThrough(Mode):
     def _surround_steps_of(self, optimizer: Optimizer) -> None:
         """Dense weights in before each step, masked ones after it.
 
-        Around the step itself, not in mask_grads_ and after_step: a step that is skipped (fp16 overflow)
+        Around the step itself, not in edit_grads_ and after_step: a step that is skipped (fp16 overflow)
         must leave the masked weights in place. The optimizer does not keep a pruner that is gone.
         """
         this = weakref.ref(self)
