@@ -1,7 +1,9 @@
 """The tables at the end of a sweep: every job, and means over seeds where several were run."""
 
+import re
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -16,6 +18,7 @@ Result = Mapping[str, Any]
 
 def job_table(results: Sequence[Result], title: str) -> Table:
     """One line a job: its choices, how it ended, its score and achieved sparsity, seconds."""
+    names = _short_names(results)
     table = _table(title, ("job", "choices", "outcome", "metric", "sparsity", "seconds"))
     for result in results:
         outcome = (
@@ -24,7 +27,7 @@ def job_table(results: Sequence[Result], title: str) -> Table:
         name = _score_name(result)
         table.add_row(
             str(result["job"]),
-            " ".join(result["swept"]),
+            _shown(result["swept"], names),
             outcome,
             f"{name} {format_number(name, result['metrics'][name])}" if name else "",
             "" if result["sparsity"] is None else format_number("sparsity", result["sparsity"]),
@@ -38,9 +41,10 @@ def seed_table(results: Sequence[Result]) -> Table | None:
 
     Jobs that did not finish are left out and counted. None where no two jobs share their other choices.
     """
-    arms: dict[str, list[Result]] = {}
+    names, arms = _short_names(results), {}
     for result in results:
-        arms.setdefault(" ".join(_but_seed(result["swept"])), []).append(result)
+        choices = [choice for choice in result["swept"] if not choice.startswith("seed=")]
+        arms.setdefault(_shown(choices, names), []).append(result)
     if max(map(len, arms.values()), default=0) < 2:
         return None
     table = _table("means over seeds", ("choices", "metric", "mean", "s.d.", "seeds", "missing", "sparsity"))
@@ -68,8 +72,17 @@ def _table(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def _but_seed(swept: Sequence[str]) -> Iterator[str]:
-    return (choice for choice in swept if not choice.startswith("seed="))
+def _short_names(results: Sequence[Result]) -> dict[str, str]:
+    """Swept keys by their last part, `pruning.target_sparsity` as `target_sparsity`, where it is one's own."""
+    keys = {choice.partition("=")[0] for result in results for choice in result["swept"]}
+    lasts = {key: re.split(r"[./]", key)[-1] for key in keys}
+    count = Counter(lasts.values())
+    return {key: last if count[last] == 1 else key for key, last in lasts.items()}
+
+
+def _shown(choices: Sequence[str], names: Mapping[str, str]) -> str:
+    parts = (choice.partition("=") for choice in choices)
+    return " ".join(f"{names[key]}={value}" for key, _, value in parts)
 
 
 def _score_name(result: Result) -> str:

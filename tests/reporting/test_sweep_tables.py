@@ -55,3 +55,10 @@ def test_every_job_has_a_line_that_says_how_it_ended():
     assert "2 of 2 jobs run, 1 failed" in lines[0]
     assert any("failed, exit code 137" in line for line in lines)
     assert any("test/accuracy 90.00 %" in line for line in lines)
+
+
+def test_choices_go_by_the_last_part_of_their_key_where_it_is_unique():
+    """A line of 80 columns holds them; two keys with the same end keep their whole names."""
+    swept = ["pruning.target_sparsity=0.5", "pruning/schedule=linear", "optimizer.lr=1", "other.lr=2"]
+    (row,) = cells(job_table([job(0, *swept, accuracy=0.9)], ""))
+    assert row[1] == "target_sparsity=0.5 schedule=linear optimizer.lr=1 other.lr=2"
