@@ -1,4 +1,7 @@
-"""The tables at the end of a sweep: every job, and means over seeds where several were run."""
+"""The tables at the end of a sweep: every job, and means over seeds where several were run.
+
+One column a swept key, by its last part (`target_sparsity`) unless two keys end alike.
+"""
 
 import re
 import statistics
@@ -17,20 +20,20 @@ Result = Mapping[str, Any]
 
 
 def job_table(results: Sequence[Result], title: str) -> Table:
-    """One line a job: its choices, how it ended, its score and achieved sparsity, seconds."""
-    names = _short_names(results)
-    table = _table(title, ("job", "choices", "outcome", "metric", "sparsity", "seconds"))
+    """One line a job: its choices, score and achieved sparsity, how it ended, seconds."""
+    columns = _columns(results)
+    score = _score_name(results)
+    table = _table(title, ("job", *columns.values(), score, "sparsity", "outcome", "seconds"))
     for result in results:
         outcome = (
             "finished" if result["exit_code"] == 0 else f"{result['status']}, exit code {result['exit_code']}"
         )
-        name = _score_name(result)
         table.add_row(
             str(result["job"]),
-            _shown(result["swept"], names),
-            outcome,
-            f"{name} {format_number(name, result['metrics'][name])}" if name else "",
+            *_choices(result, columns),
+            format_number(score, result["metrics"][score]) if score in result["metrics"] else "",
             "" if result["sparsity"] is None else format_number("sparsity", result["sparsity"]),
+            outcome,
             f"{result['seconds']:.0f}",
         )
     return table
@@ -41,26 +44,24 @@ def seed_table(results: Sequence[Result]) -> Table | None:
 
     Jobs that did not finish are left out and counted. None where no two jobs share their other choices.
     """
-    names, arms = _short_names(results), {}
+    columns = {key: name for key, name in _columns(results).items() if key != "seed"}
+    arms: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
-        choices = [choice for choice in result["swept"] if not choice.startswith("seed=")]
-        arms.setdefault(_shown(choices, names), []).append(result)
+        arms.setdefault(_choices(result, columns), []).append(result)
     if max(map(len, arms.values()), default=0) < 2:
         return None
-    table = _table("means over seeds", ("choices", "metric", "mean", "s.d.", "seeds", "missing", "sparsity"))
+    score = _score_name(results)
+    table = _table("means over seeds", (*columns.values(), score, "s.d.", "seeds", "missing", "sparsity"))
     for choices, jobs in arms.items():
-        finished = [job for job in jobs if job["exit_code"] == 0 and _score_name(job)]
-        name = _score_name(finished[0]) if finished else ""
-        scores = [job["metrics"][name] for job in finished]
-        sparsities = {format_number("sparsity", job["sparsity"]) for job in finished}
+        finished = [job for job in jobs if job["exit_code"] == 0 and score in job["metrics"]]
+        scores = [job["metrics"][score] for job in finished]
         table.add_row(
-            choices,
-            name,
-            format_number(name, statistics.fmean(scores)) if scores else "",
-            format_number(name, statistics.stdev(scores)) if len(scores) > 1 else "",
+            *choices,
+            format_number(score, statistics.fmean(scores)) if scores else "",
+            format_number(score, statistics.stdev(scores)) if len(scores) > 1 else "",
             str(len(scores)),
             str(len(jobs) - len(finished)),
-            ", ".join(sorted(sparsities)),
+            ", ".join(sorted({format_number("sparsity", job["sparsity"]) for job in finished})),
         )
     return table
 
@@ -72,18 +73,21 @@ def _table(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def _short_names(results: Sequence[Result]) -> dict[str, str]:
-    """Swept keys by their last part, `pruning.target_sparsity` as `target_sparsity`, where it is one's own."""
-    keys = {choice.partition("=")[0] for result in results for choice in result["swept"]}
+def _columns(results: Sequence[Result]) -> dict[str, str]:
+    """Swept keys, in the order in which they appear, and what their columns are called."""
+    keys = dict.fromkeys(choice.partition("=")[0] for result in results for choice in result["swept"])
     lasts = {key: re.split(r"[./]", key)[-1] for key in keys}
     count = Counter(lasts.values())
     return {key: last if count[last] == 1 else key for key, last in lasts.items()}
 
 
-def _shown(choices: Sequence[str], names: Mapping[str, str]) -> str:
-    parts = (choice.partition("=") for choice in choices)
-    return " ".join(f"{names[key]}={value}" for key, _, value in parts)
+def _choices(result: Result, columns: Mapping[str, str]) -> tuple[str, ...]:
+    """A job's value of each column; empty where it has none, as a dense arm has no target."""
+    values = dict(choice.split("=", 1) for choice in result["swept"])
+    return tuple(values.get(key, "") for key in columns)
 
 
-def _score_name(result: Result) -> str:
-    return next((name for name in _SCORES if name in result["metrics"]), "")
+def _score_name(results: Sequence[Result]) -> str:
+    """The score that the first job with any has; jobs of another kind of data have none to compare."""
+    names = (name for result in results for name in _SCORES if name in result["metrics"])
+    return next(names, "score")
