@@ -96,6 +96,17 @@ class CheckpointConfig:
 
 
 @dataclass
+class AlertsConfig:
+    """When a run says that something looks wrong; each null switches its rule off."""
+
+    loss_spike: Positive | None = 10.0
+    throughput_drop: UnitInterval | None = 0.5
+    stalled_updates: PositiveInt | None = 2
+    disk_free_gib: NonNegative | None = 1.0
+    quiet: NonNegative = 300.0
+
+
+@dataclass
 class PruningConfig:
     """criterion x schedule x scope x selection x mode, target and window; all null for a dense run."""
 
@@ -144,12 +155,15 @@ class Config:
     lr_schedule: Node = field(default_factory=dict)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    alerts: AlertsConfig = field(default_factory=AlertsConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     tracker: Node = field(default_factory=dict)
     seed: Seed = 1
     project: str = ""
     run_name: str = ""
     group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    notes: str | None = None
     resume: str | None = None
     resume_allow: list[str] = field(default_factory=list)
     allow_targets: list[str] = field(default_factory=list)
@@ -169,6 +183,9 @@ HARMLESS = (
     "trainer.max_time",
     "trainer.stop_step",
     "checkpoint",
+    "alerts",
+    "tags",
+    "notes",
     "tracker",
     "resume",
     "resume_allow",

@@ -86,3 +86,12 @@ class Interrupted(RunError):
     """Ctrl-C stopped the run; a checkpoint was saved."""
 
     exit_code = 130
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The code of the process that this error ends: a RunError's own, 130 for Ctrl-C, else 1."""
+    if isinstance(error, RunError):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted.exit_code
+    return error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1

@@ -9,11 +9,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from adamwprune.callbacks.tracker import missing_packages
 from adamwprune.config import Config, Device, Precision, update_steps
 from adamwprune.errors import ConfigError, HardwareError, TrackerError
 from adamwprune.explanations import first_line
 from adamwprune.targets import build
+from adamwprune.trackers.backend import missing_packages
 from adamwprune.training.budget import total_steps
 from adamwprune.validation import plan_problems, warmup_problems
 

@@ -66,6 +66,11 @@ def claim(directory: Path) -> Path:
     raise DiskError(f"hydra.run.dir={directory}: 1,000 runs of that name exist; choose another folder")
 
 
+def shown_path(path: Path) -> Path:
+    """The path as one would type it here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def write_json(file: Path, content: Any) -> None:
     """Replace `file` by `content` atomically: a reader sees the old or the new one, never a part."""
     write_text(file, json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -180,20 +180,32 @@ def _resume_problems(config: Config) -> Iterator[str]:
 
 MOST_LETTERS = 64  # of a name
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# What Trackio's own files are called; it would refuse such a project when the run has begun.
+_RESERVED_STARTS = ("registry-",)
+_RESERVED_ENDS = (
+    *("_system", "_configs", "_traces", "_artifacts"),
+    *("_artifact_versions", "_artifact_aliases", "_artifact_links"),
+)
 
 
 def _name_problems(config: Config) -> Iterator[str]:
-    for key in ("project", "run_name", "group"):
-        value = getattr(config, key)
-        if value is None and key == "group":
-            continue
-        if (
-            not _NAME.fullmatch(value)
-            or len(value) > MOST_LETTERS
-            or value == "default"
-            or value.startswith("registry-")
-        ):
+    """One rule for every name that reaches a file system or a tracker."""
+    names = {"project": config.project, "run_name": config.run_name}
+    if config.group is not None:
+        names["group"] = config.group
+    names |= {f"tags[{index}]": tag for index, tag in enumerate(config.tags)}
+    for tracker, node in config.tracker.items():
+        own = node if isinstance(node, Mapping) else {}
+        names |= {f"tracker.{tracker}.{key}": own[key] for key in ("project", "entity") if own.get(key)}
+    for key, value in names.items():
+        if not is_name(value):
             yield (
                 f"{key}={value!r}: must be 1 to 64 of A-Z a-z 0-9 . _ - starting with a letter or digit, "
-                "and neither 'default' nor 'registry-...'"
+                "and none that Trackio keeps for itself (default, registry-..., ..._system and the like)"
             )
+
+
+def is_name(text: str) -> bool:
+    """Whether every tracker and file system takes `text` as it is, and none reserves it."""
+    is_reserved = text == "default" or text.startswith(_RESERVED_STARTS) or text.endswith(_RESERVED_ENDS)
+    return bool(_NAME.fullmatch(text)) and len(text) <= MOST_LETTERS and not is_reserved

@@ -21,7 +21,6 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
 
 from adamwprune import errors, run_directory, targets
-from adamwprune.callbacks.tracker import Mirror
 from adamwprune.command_line import prepare
 from adamwprune.composition import CONF_DIR, complete, compose, parse, to_config
 from adamwprune.config import HARMLESS, Config, flatten, to_plain
@@ -34,6 +33,7 @@ from adamwprune.pruning.sources import Sources
 from adamwprune.pruning.state_view import StateView
 from adamwprune.sweep import expand
 from adamwprune.targets import build
+from adamwprune.trackers.mirror import Mirror
 from adamwprune.training.run import train
 from tests.helpers import runs
 

@@ -1,1 +1,1 @@
-"""What watches a run: the hooks (base), the mirrors of metrics.jsonl (tracker) and one module per tracker."""
+"""What watches a run: the hooks (base), the console and the picture; trackers are in adamwprune/trackers."""

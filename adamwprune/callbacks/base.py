@@ -6,9 +6,18 @@ values, sanitised once by adamwprune/training/metrics.py before anyone sees them
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 Row = dict[str, float | int | str | None]
+
+
+class Alert(NamedTuple):
+    """Something that a person should look at."""
+
+    rule: str  # what raised it, such as loss_spike; alerts of one rule are throttled together
+    level: str  # info, warn or error
+    title: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,15 @@ class RunInfo:
     config: dict[str, Any] = field(repr=False)  # resolved, plain values
     total_steps: int = 0  # optimizer steps of the whole run
     first_step: int = 0  # optimizer steps already done: 0, or where a resumed run goes on
+    is_continued: bool = False  # whether an earlier session may have left rows in the trackers
+    rewinds: int = 0  # how often a resume that is not exact took rows back
+    tags: tuple[str, ...] = ()
+    notes: str | None = None
+
+    @property
+    def tracker_id(self) -> str:
+        """The id for a tracker that cannot take rows back: a new one, `<run id>-r1`, after each rewind."""
+        return f"{self.run_id}-r{self.rewinds}" if self.rewinds else self.run_id
 
 
 class Callback:

@@ -17,6 +17,7 @@ from rich.progress import (
 from rich.table import Table
 
 from adamwprune.callbacks.base import Callback, Row, RunInfo
+from adamwprune.run_directory import shown_path
 
 log = logging.getLogger(__name__)
 
@@ -132,11 +133,6 @@ def tracker_line(status: dict[str, Any]) -> str:
     sent = f"{status['sent']} rows sent" if "sent" in status else None
     dropped = f"{status['dropped']} rows not sent" if status.get("dropped") else None
     return "; ".join(str(part) for part in (status["state"], sent, dropped, status.get("url")) if part)
-
-
-def shown_path(path: Path) -> Path:
-    """The path as one would type it here."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:

@@ -2,14 +2,16 @@
 
     {"step": 10, "time": 1764000000.123, "train/loss": 2.31, "train/lr": 0.001, ...}
 
-A resumed run that replays steps does not write their rows again: it compares them.
+A resumed run that replays steps does not write their rows again: it compares them. Lines with
+`event` are no rows: `rewind` takes back the rows after its step, `alert` is for people.
 """
 
 import json
 import os
 from pathlib import Path
+from typing import Any
 
-from adamwprune.callbacks.base import Row
+from adamwprune.callbacks.base import Alert, Row
 from adamwprune.errors import CheckpointError, DiskError
 from adamwprune.training.metrics import json_row
 
@@ -30,6 +32,7 @@ class Ledger:
         self._file = file
         _cut_torn_line(file)
         self._replayed = {row["step"]: row for row in read_rows(file) if row["step"] > step}
+        self._alerts = {(line["step"], line["rule"]) for line in read_lines(file) if "rule" in line}
         try:
             self._descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         except OSError as error:
@@ -39,6 +42,7 @@ class Ledger:
                 {"step": step, "time": next(iter(self._replayed.values()))["time"], "event": "rewind"}
             )
             self._replayed = {}
+            self._alerts = {(at, rule) for at, rule in self._alerts if at <= step}
 
     def write(self, step: int, time: float, row: Row) -> None:
         """Append one row, or compare it where the file has that step already.
@@ -52,6 +56,14 @@ class Ledger:
             self._compare(self._replayed.pop(step), json.loads(json.dumps(line)))
         else:
             self._append(line)
+
+    def alert(self, step: int, time: float, alert: Alert) -> bool:
+        """Append an alert, unless a replayed step had raised it before; whether it is new."""
+        if (step, alert.rule) in self._alerts:
+            return False
+        self._alerts.add((step, alert.rule))
+        self._append({"step": step, "time": time, "event": "alert", **alert._asdict()})
+        return True
 
     def _append(self, line: dict[str, object]) -> None:
         data = json.dumps(line, allow_nan=False).encode() + b"\n"
@@ -85,21 +97,26 @@ class Ledger:
         os.close(self._descriptor)
 
 
-def read_rows(file: Path) -> list[dict[str, object]]:
+def read_rows(file: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl that count: whole lines, less those that a rewind took back."""
+    return [line for line in read_lines(file) if "event" not in line]
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Rows and alerts that count, in order."""
     if not file.exists():
         return []
-    rows: list[dict[str, object]] = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    lines: list[dict[str, Any]] = []
+    for text in file.read_text(encoding="utf-8").splitlines():
         try:
-            row = json.loads(line)
+            line = json.loads(text)
         except ValueError:
-            continue  # a line torn by a kill; only the last can be
-        if row.get("event") == "rewind":
-            rows = [earlier for earlier in rows if earlier["step"] <= row["step"]]
+            continue  # torn by a kill; only the last can be
+        if line.get("event") == "rewind":
+            lines = [earlier for earlier in lines if earlier["step"] <= line["step"]]
         else:
-            rows.append(row)
-    return rows
+            lines.append(line)
+    return lines
 
 
 def _cut_torn_line(file: Path) -> None:

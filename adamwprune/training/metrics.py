@@ -1,22 +1,24 @@
 """Rows of numbers: made plain once, before the ledger and every tracker see them."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from adamwprune.callbacks.base import Row
 
 
-def sanitise(metrics: Mapping[str, Any]) -> Row:
+def sanitise(metrics: Mapping[str, Any], dropped: Counter[str] | None = None) -> Row:
     """Plain Python values under text keys: tensors and NumPy numbers of one element become numbers.
 
     Nested mappings flatten with `/`. Integers beyond 64 bits become floats. What is no number,
-    text or None is left out.
+    text or None is left out, and counted under its key in `dropped`.
     """
+    dropped = Counter() if dropped is None else dropped
     row: Row = {}
     for key, value in metrics.items():
         if isinstance(value, Mapping):
-            row.update({f"{key}/{inner}": plain for inner, plain in sanitise(value).items()})
+            row.update({f"{key}/{inner}": plain for inner, plain in sanitise(value, dropped).items()})
             continue
         if getattr(value, "size", None) == 1 or (
             callable(getattr(value, "numel", None)) and value.numel() == 1
@@ -26,6 +28,8 @@ def sanitise(metrics: Mapping[str, Any]) -> Row:
             value = float(value)
         if value is None or isinstance(value, bool | int | float | str):
             row[str(key)] = value
+        else:
+            dropped[str(key)] += 1
     return row
 
 

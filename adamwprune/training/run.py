@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from adamwprune.callbacks.base import Callback, RunInfo
-from adamwprune.callbacks.console import Console, print_summary, shown_path
+from adamwprune.callbacks.console import Console, print_summary
 from adamwprune.callbacks.plot import Plot
 from adamwprune.config import Config, to_plain
 from adamwprune.distributed import Ranks, joined
-from adamwprune.errors import Interrupted, OutOfMemoryError, Preempted, RunError, TrackerError
+from adamwprune.errors import Interrupted, OutOfMemoryError, Preempted, RunError, TrackerError, exit_code_of
 from adamwprune.run_directory import (
     MASK_UPDATES,
     METRICS,
@@ -29,9 +29,11 @@ from adamwprune.run_directory import (
     locked,
     read_json,
     save_config,
+    shown_path,
     write_json,
 )
 from adamwprune.targets import build
+from adamwprune.trackers.rows import rewinds
 from adamwprune.training import checkpoint as checkpoints
 from adamwprune.training.build import Training, build_training, choose_device, describe
 from adamwprune.training.ledger import Ledger
@@ -162,6 +164,10 @@ def _open_records(training: Training, state: LoopState, record: dict[str, Any], 
             config=plain,
             total_steps=training.total_steps,
             first_step=state.step,
+            is_continued=len(record["sessions"]) > 1,
+            rewinds=rewinds(directory / METRICS),
+            tags=tuple(config.tags),
+            notes=config.notes,
         )
     )
     return records
@@ -226,9 +232,7 @@ def _explained(error: BaseException, run: _Run) -> BaseException:
 
 def _failure_summary(run: _Run, failure: BaseException) -> dict[str, Any]:
     """What can be said of a run that did not finish."""
-    code = failure.exit_code if isinstance(failure, RunError) else 130
-    if isinstance(failure, SystemExit):
-        code = failure.code if isinstance(failure.code, int) else 1
+    code = exit_code_of(failure)
     status = {7: "diverged", 75: "preempted", 130: "interrupted"}.get(code, "failed")
     error = {"error": str(failure)}
     if run.training is not None and run.state is not None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from adamwprune.errors import Preempted, RunError
+from adamwprune.trackers import wandb_files
 from adamwprune.training import run as run_module
 from adamwprune.training.run import train
-from tests.helpers import trackio_store, wandb_offline
+from tests.helpers import trackio_store
 from tests.helpers.ranks import run_ranks, train_and_look
 from tests.helpers.runs import IMAGES, rows, run, start, summary
 
@@ -30,12 +31,13 @@ def stored(directory):
     record = json.loads((directory / "run.json").read_text())
     (database,) = Path(os.environ["TRACKIO_DIR"]).glob(f"{record['project']}.db")
     (offline,) = (directory / "wandb").glob("offline-run-*")
-    return record, trackio_store.read_run(database, record["run_id"]), wandb_offline.read_run(offline)
+    return record, trackio_store.read_run(database, record["run_id"]), wandb_files.read_run(offline)
 
 
 def ledger(directory):
-    """(step, metrics) of each line of metrics.jsonl."""
+    """(step, time, metrics) of each row of metrics.jsonl."""
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if "event" not in line]
     return [(line.pop("step"), line.pop("time"), line) for line in lines]
 
 

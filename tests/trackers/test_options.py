@@ -23,7 +23,7 @@ def tracker_of(*overrides: str) -> dict[str, Any]:
 def test_file_lists_every_key_with_its_default(name: str) -> None:
     """A key that the function has and the file has not could not be given without a plus sign."""
     (node,) = OmegaConf.to_container(OmegaConf.load(OPTIONS / f"{name}.yaml")).values()
-    target = getattr(import_module(f"adamwprune.callbacks.{name}"), name)
+    target = getattr(import_module(f"adamwprune.trackers.{name}"), name)
     assert node.pop("_target_") == f"{target.__module__}.{target.__qualname__}"
     parameters = inspect.signature(target).parameters
     assert list(node) == list(parameters)

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from adamwprune.callbacks import trackio as module
 from adamwprune.callbacks.base import Callback, RunInfo
-from adamwprune.callbacks.trackio import trackio
+from adamwprune.trackers import trackio as module
+from adamwprune.trackers.trackio import trackio
 from tests.helpers.trackio_store import StoredRun, read_run
 
 pytest.importorskip("trackio")

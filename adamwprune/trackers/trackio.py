@@ -26,8 +26,10 @@ from types import ModuleType
 from typing import Annotated, Any, Protocol
 
 from adamwprune.callbacks.base import Callback, Row, RunInfo
-from adamwprune.callbacks.tracker import Entry, Mirror, environment, public_config
 from adamwprune.ranges import Positive, Range
+from adamwprune.trackers.backend import Backend, environment, public_config
+from adamwprune.trackers.mirror import Mirror
+from adamwprune.trackers.rows import Entry
 
 PACKAGES = {"trackio": "trackio>=0.43,<0.44"}
 
@@ -57,16 +59,16 @@ def trackio(
     return Mirror(Trackio(dir=dir, port=port), finish_timeout=finish_timeout, required=required)
 
 
-class Trackio:
+class Trackio(Backend):
     """The backend: picks a writer at open, passes rows on, writes the row that ends a run."""
 
     name = "trackio"
     idempotent = True
 
     def __init__(self, *, dir: str | None, port: int):
+        super().__init__()
         self.directory = dir
         self.port = port
-        self.facts: dict[str, Any] = {}
         self._writer: _Writer
         self._last: Entry | None = None
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from adamwprune.callbacks import tracker
 from adamwprune.callbacks.base import RunInfo
+from adamwprune.trackers import mirror
 from adamwprune.training.ledger import Ledger
 from adamwprune.training.metrics import sanitise
 
@@ -39,7 +39,7 @@ def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     monkeypatch.setenv("WANDB_DIR", str(tmp_path / "wandb"))
-    monkeypatch.setattr(tracker, "PAUSE", 0.01)
+    monkeypatch.setattr(mirror, "PAUSE", 0.01)
 
 
 @pytest.fixture

@@ -17,18 +17,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adamwprune.callbacks import tracker
 from adamwprune.callbacks.base import Row, RunInfo
-from adamwprune.callbacks.tracker import (
-    Entry,
-    Mirror,
-    Position,
-    environment,
-    finals,
-    missing_packages,
-    public_config,
-    read_rows,
-)
+from adamwprune.trackers import backend as backend_module
+from adamwprune.trackers import mirror as mirror_module
+from adamwprune.trackers.backend import Backend, environment, finals, missing_packages, public_config
+from adamwprune.trackers.mirror import Mirror
+from adamwprune.trackers.rows import Entry, Position, read_rows
 
 ROOT = Path(__file__).parents[2]
 SUMMARY = {
@@ -44,13 +38,14 @@ SUMMARY = {
 }
 
 
-class Fake:
+class Fake(Backend):
     """A tracker in memory, which fails or hangs where it is told to."""
 
     def __init__(self, *, idempotent: bool = True, name: str = "fake"):
+        super().__init__()
         self.name = name
         self.idempotent = idempotent
-        self.facts: dict[str, Any] = {"path": "memory"}
+        self.facts["path"] = "memory"
         self.stored: dict[int, Entry] = {}
         self.calls: list[int] = []
         self.ended: tuple[int, Row] | None = None
@@ -131,7 +126,15 @@ def test_rows_arrive_as_logged(fake: Fake, run: RunInfo, log_rows: Callable[...,
         }
         assert isinstance(entry.row["flag"], bool)
     assert state_of(callback) == {
-        **{"state": "closed", "required": False, "sent": 30, "dropped": 0, "errors": {}, "path": "memory"}
+        **{
+            "state": "closed",
+            "required": False,
+            "sent": 30,
+            "dropped": 0,
+            "parity": None,
+            "errors": {},
+            "path": "memory",
+        }
     }
 
 
@@ -159,7 +162,7 @@ def test_backlog_of_a_slow_start_arrives_whole(
     fake.is_free.set()
     callback.close(0)
     assert fake.steps == list(range(12_000))
-    assert max(fake.calls) == tracker.BATCH
+    assert max(fake.calls) == mirror_module.BATCH
     assert state_of(callback)["state"] == "closed"
 
 
@@ -319,7 +322,7 @@ def test_rows_refused_until_the_end_are_sent_then(run: RunInfo, log_rows: Callab
     class Locked(Fake):
         def log(self, entries: list[Entry]) -> None:
             self.calls.append(callback._ending.is_set())
-            if sum(self.calls) < tracker.LAST_ATTEMPTS:
+            if sum(self.calls) < mirror_module.LAST_ATTEMPTS:
                 raise OSError("locked")
             self.stored.update({entry.end.line: entry for entry in entries})
 
@@ -368,7 +371,7 @@ def test_states_before_the_end(fake: Fake, run: RunInfo, monkeypatch: pytest.Mon
     callback = mirror(fake)
     callback.on_train_start(run)
     assert state_of(callback)["state"] == "starting"
-    monkeypatch.setattr(tracker, "LATE", 0.0)
+    monkeypatch.setattr(mirror_module, "LATE", 0.0)
     assert state_of(callback)["state"] == "late"
     fake.is_free.set()
     while state_of(callback)["state"] == "late":
@@ -472,21 +475,20 @@ def test_missing_packages_are_found_without_importing(
 @pytest.mark.parametrize("name", ["trackio", "wandb"])
 def test_declared_packages_are_the_extras(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The line that a user is told to type installs what setup.cfg lists under the tracker's name."""
-    find_spec = tracker.importlib.util.find_spec
-    monkeypatch.setattr(
-        tracker.importlib.util, "find_spec", lambda module: find_spec(module) if "." in module else None
-    )
+    util = backend_module.importlib.util
+    find_spec = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda module: find_spec(module) if "." in module else None)
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     extra = setup["options.extras_require"][name].strip()
-    node = {"_target_": f"adamwprune.callbacks.{name}.{name}"}
+    node = {"_target_": f"adamwprune.trackers.{name}.{name}"}
     assert missing_packages({name: node}) == [(name, f"pip install '{extra}'")]
 
 
 def test_importing_trackers_imports_no_package() -> None:
     """A tracker costs nothing until it is chosen, and `--help` nothing at all."""
-    modules = ["tracker", "trackio", "wandb"]
-    code = "; ".join(f"import adamwprune.callbacks.{module}" for module in modules)
+    modules = ["mirror", "trackio", "wandb"]
+    code = "; ".join(f"import adamwprune.trackers.{module}" for module in modules)
     code += "; import sys; print(sorted({'torch', 'trackio', 'wandb', 'numpy'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"

@@ -18,8 +18,10 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from adamwprune.callbacks.base import Callback, Row, RunInfo
-from adamwprune.callbacks.tracker import Entry, Mirror, environment, first_line, public_config
 from adamwprune.ranges import Positive
+from adamwprune.trackers.backend import Backend, environment, first_line, public_config
+from adamwprune.trackers.mirror import Mirror
+from adamwprune.trackers.rows import Entry
 
 PACKAGES = {"wandb": "wandb>=0.31,<0.32"}
 
@@ -83,7 +85,7 @@ def wandb(
     return Mirror(backend, finish_timeout=finish_timeout, required=required)
 
 
-class WandB:
+class WandB(Backend):
     """The backend: one run object of the wandb package, never the package's global run."""
 
     name = "wandb"
@@ -98,12 +100,12 @@ class WandB:
         base_url: str | None,
         settings: dict[str, Any],
     ):
+        super().__init__()
         self.project = project
         self.entity = entity
         self.mode = mode
         self.base_url = base_url
         self.settings = settings
-        self.facts: dict[str, Any] = {}
         self._package: Any = None
         self._run: Any = None
         self._axes: set[str] = set()  # metrics that are plotted over STEP

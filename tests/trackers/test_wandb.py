@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from adamwprune.callbacks import wandb as module
 from adamwprune.callbacks.base import Callback, RunInfo
-from adamwprune.callbacks.trackio import trackio
-from adamwprune.callbacks.wandb import answers, choose_mode, has_key, wandb
+from adamwprune.trackers import wandb as module
+from adamwprune.trackers.loopback import WandbServer
+from adamwprune.trackers.trackio import trackio
+from adamwprune.trackers.wandb import answers, choose_mode, has_key, wandb
+from adamwprune.trackers.wandb_files import OfflineRun, parse_run, read_payloads, read_run
 from tests.helpers import trackio_store
-from tests.helpers.wandb_offline import OfflineRun, parse_run, read_payloads, read_run
-from tests.helpers.wandb_server import WandbServer
 
 package = pytest.importorskip("wandb")
 
