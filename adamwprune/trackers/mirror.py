@@ -146,11 +146,8 @@ class Mirror(Callback):
         self._keep(self._describe("open"))
         self._follow()
         has_ended = self._end()
-        if not has_ended:
-            self._state = "degraded"
-        elif self._state == "open":
-            self._state = "closed"
-        self._verify()
+        is_verified = self._verify()
+        self._state = "closed" if has_ended and is_verified and self._state == "open" else "degraded"
 
     def _follow(self) -> None:
         """Send rows as they appear in the ledger, until the run ends and none is left."""
@@ -208,13 +205,18 @@ class Mirror(Callback):
                 return True
         return False
 
-    def _verify(self) -> None:
-        """Compare the tracker's store with the ledger; what stores a row once is filled up and read again."""
-        self._call("verify", self._compare)
-        if self.backend.idempotent and self._parity is not None and not self._parity.is_equal:
-            self._position = BEGINNING
-            if self._send_all():
-                self._call("verify", self._compare)
+    def _verify(self) -> bool:
+        """Whether the tracker's store equals the ledger; one that stores a row once is filled up first."""
+        if self._is_equal():
+            return True
+        if not self.backend.idempotent or self._parity is None:
+            return False
+        self._position, self._sent = BEGINNING, 0
+        return self._send_all() and self._is_equal()
+
+    def _is_equal(self) -> bool:
+        error = self._call("verify", self._compare)
+        return error is None and (self._parity is None or self._parity.is_equal)
 
     def _compare(self) -> None:
         assert self._run is not None
@@ -260,8 +262,7 @@ class Mirror(Callback):
             self._dropped += sum(1 for _ in read_rows(self._ledger, self._position, self._void))
         if self._state in ("starting", "failed"):
             return self._describe("failed")
-        is_equal = self._parity is None or self._parity.is_equal
-        is_whole = self._state == "closed" and not self._dropped and is_equal and not is_abandoned
+        is_whole = self._state == "closed" and not self._dropped and not is_abandoned
         return self._describe("closed" if is_whole else "degraded")
 
     def _describe(self, state: str) -> dict[str, Any]:

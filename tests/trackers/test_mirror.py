@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adamwprune.callbacks.base import Row, RunInfo
+from adamwprune.callbacks.base import Alert, Row, RunInfo
 from adamwprune.trackers import backend as backend_module
 from adamwprune.trackers import mirror as mirror_module
 from adamwprune.trackers.backend import Backend, environment, finals, missing_packages, public_config
 from adamwprune.trackers.mirror import Mirror
-from adamwprune.trackers.rows import Entry, Position, read_rows
+from adamwprune.trackers.parity import Series, series
+from adamwprune.trackers.rows import AlertEntry, Entry, Position, read_rows
+from adamwprune.training.ledger import Ledger
 
 ROOT = Path(__file__).parents[2]
 SUMMARY = {
@@ -492,3 +494,182 @@ def test_importing_trackers_imports_no_package() -> None:
     code += "; import sys; print(sorted({'torch', 'trackio', 'wandb', 'numpy'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# ---- what is checked at the end, and what a later process fills
+
+
+class Store(Fake):
+    """A tracker whose store can be read back; it may lose or change what it was given."""
+
+    def __init__(self, *, idempotent: bool = True, name: str = "store"):
+        super().__init__(idempotent=idempotent, name=name)
+        self.alerts: list[AlertEntry] = []
+        self.loses: set[int] = set()  # steps, once each
+        self.changes: set[int] = set()  # steps, always
+
+    def log(self, entries: list[Entry]) -> None:
+        super().log(entries)
+        for entry in entries:
+            if entry.step in self.loses:
+                self.loses.remove(entry.step)
+                del self.stored[entry.end.line]
+
+    def alert(self, entry: AlertEntry) -> None:
+        self._pass("alert")
+        self.alerts.append(entry)
+
+    def forget(self, lines: Collection[int]) -> None:
+        for line in lines:
+            self.stored.pop(line, None)
+
+    def read_back(self, run: RunInfo) -> Series:
+        self._pass("verify")
+        wrong = {"train/lr": -1.0}
+        return series(
+            (step, {**row, **(wrong if step in self.changes else {})})
+            for _, step, _, row in self.stored.values()
+        )
+
+
+def copy(backend: Backend, run: RunInfo, code: int = 0) -> dict[str, Any]:
+    """Send a finished ledger, as a later process does; the tracker's state."""
+    callback = mirror(backend)
+    callback.on_train_start(run)
+    callback.close(code)
+    return state_of(callback)
+
+
+def test_a_whole_store_is_said_to_be_equal(run: RunInfo, log_rows: Callable[..., None]) -> None:
+    """One line, with what was compared; the state of the run's folder says the same."""
+    log_rows(run, range(7), nan=math.nan)
+    state = copy(Store(), run)
+    assert state["state"] == "closed"
+    assert state["parity"] == "28 values at 7 steps, all equal"
+    assert "repair" not in state
+    assert json.loads((run.directory / "trackers" / "store.json").read_text()) == state
+
+
+def test_rows_that_a_store_lost_are_sent_again(run: RunInfo, log_rows: Callable[..., None]) -> None:
+    """Trackio drops whole batches without an error: reading back finds it, and fills the holes."""
+    log_rows(run, range(7))
+    store = Store()
+    store.loses = {2, 5}
+    state = copy(store, run)
+    assert state["state"] == "closed"
+    assert state["parity"] == "21 values at 7 steps, all equal"
+    assert sorted(store.steps) == list(range(7))
+
+
+@pytest.mark.parametrize("idempotent", [True, False])
+def test_a_store_that_differs_is_degraded_and_says_what_repairs_it(
+    run: RunInfo, log_rows: Callable[..., None], idempotent: bool
+) -> None:
+    """A changed value, or rows lost for good by a tracker that cannot be sent a row twice."""
+    log_rows(run, range(7))
+    store = Store(idempotent=idempotent)
+    store.last_step = -1
+    store.changes = {3}
+    state = copy(store, run)
+    assert state["state"] == "degraded"
+    assert state["parity"] == "of 21 values 1 different; first: step 3 train/lr: 3.1, stored -1.0"
+    assert state["repair"] == f"python -m adamwprune.track sync {run.directory}"
+
+
+def test_a_store_that_cannot_be_read_back_is_degraded_only_by_an_error(
+    run: RunInfo, log_rows: Callable[..., None]
+) -> None:
+    """None means that there is nothing to read; an error while reading is one line of the state."""
+    log_rows(run, range(3))
+    assert copy(Fake(), run)["parity"] is None
+    store = Store()
+    store.failures["verify"] = [OSError("gone")]
+    state = copy(store, run)
+    assert (state["state"], state["parity"]) == ("degraded", None)
+    assert state["errors"]["verify OSError"]["count"] == 1
+
+
+def test_values_that_a_tracker_does_not_take_are_no_difference(
+    run: RunInfo, log_rows: Callable[..., None]
+) -> None:
+    """A tracker of numbers has no text; the control: without saying so it would be degraded."""
+
+    class Numbers(Store):
+        def log(self, entries: list[Entry]) -> None:
+            super().log(
+                [e._replace(row={k: v for k, v in e.row.items() if not isinstance(v, str)}) for e in entries]
+            )
+
+    class Told(Numbers):
+        def takes(self, value: Any) -> bool:
+            return not isinstance(value, str)
+
+    log_rows(run, range(3), note="x")
+    assert copy(Told(), run)["state"] == "closed"
+    assert copy(Numbers(), run)["state"] == "degraded"
+
+
+def test_a_tracker_that_knows_its_last_step_is_filled_from_there(
+    run: RunInfo, make_run: Callable[..., RunInfo], log_rows: Callable[..., None]
+) -> None:
+    """Killed with 12 rows of 20 on record: a later process sends the other 8, one by one, none twice."""
+    log_rows(run, range(20))
+    store = Store(idempotent=False)
+    store.last_step = 11
+    copy(store, make_run(is_continued=True))
+    assert store.steps == list(range(12, 20))
+    empty = Store(idempotent=False)
+    empty.last_step = -1
+    assert copy(empty, make_run(is_continued=True))["state"] == "closed"
+    assert empty.steps == list(range(20))
+
+
+def test_alerts_reach_a_tracker_and_a_failing_one_holds_up_no_row(
+    run: RunInfo, log_rows: Callable[..., None]
+) -> None:
+    """In the order of the ledger; an error is counted."""
+    log_rows(run, range(3))
+    ledger = Ledger(run.directory / "metrics.jsonl", 2)
+    for step in (1, 2):
+        ledger.alert(step, 5.0, Alert("loss_spike", "warn", "loss spike", "much"))
+    ledger.close()
+    log_rows(run, range(3, 5))
+    store = Store()
+    store.failures["alert"] = [OSError("no")]
+    state = copy(store, run)
+    assert [(entry.step, entry.alert.rule) for entry in store.alerts] == [(2, "loss_spike")]
+    assert state["errors"]["alert OSError"]["count"] == 1
+    assert store.steps == list(range(5))
+
+
+def test_rows_that_a_rewind_took_back_are_forgotten(
+    run: RunInfo, make_run: Callable[..., RunInfo], log_rows: Callable[..., None]
+) -> None:
+    """The store had steps 0 to 9; the run went on, not exactly, from step 4."""
+    log_rows(run, range(10))
+    store = Store()
+    copy(store, run)
+    ledger = Ledger(run.directory / "metrics.jsonl", 4, exact=False)
+    for step in range(5, 8):
+        ledger.write(step, 9.0, {"train/loss": 100.0 + step})
+    ledger.close()
+    state = copy(store, make_run(is_continued=True, rewinds=1))
+    assert state["state"] == "closed"
+    assert sorted(store.steps) == list(range(8))
+    assert {entry.row["train/loss"] for entry in store.stored.values() if entry.step > 4} == {105, 106, 107}
+
+
+def test_a_run_that_was_killed_has_left_its_trackers_state(
+    run: RunInfo, log_rows: Callable[..., None]
+) -> None:
+    """Written when the tracker opens, for `track status`: where it is and that it never closed."""
+    callback = mirror(Store())
+    callback.on_train_start(run)
+    log_rows(run, range(3))
+    file = run.directory / "trackers" / "store.json"
+    deadline = time.monotonic() + 10
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert json.loads(file.read_text())["state"] == "open"
+    callback.close(0)
+    assert json.loads(file.read_text())["state"] == "closed"
