@@ -75,7 +75,8 @@ def interleave(arms: Mapping[str, Callable[[], Figure]], rounds: int) -> dict[st
 def tensor_bytes() -> int:
     """Memory of all tensors that exist in this process; what several share counts once."""
     gc.collect()
-    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+    # By exact type: what compilation leaves behind are tensors without memory.
+    tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
     storages = {storage.data_ptr(): storage.nbytes() for t in tensors if (storage := t.untyped_storage())}
     return sum(storages.values())
 
