@@ -589,6 +589,16 @@ def test_a_store_that_cannot_be_read_back_is_degraded_only_by_an_error(
     assert state["errors"]["verify OSError"]["count"] == 1
 
 
+def test_a_very_long_run_is_not_read_back_at_its_end(
+    run: RunInfo, log_rows: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would hold up the end of the run; nothing is claimed about it."""
+    log_rows(run, range(7))
+    monkeypatch.setattr(mirror_module, "MOST_READ_BACK", 100)
+    state = copy(Store(), run)
+    assert (state["state"], state["parity"]) == ("closed", None)
+
+
 def test_values_that_a_tracker_does_not_take_are_no_difference(
     run: RunInfo, log_rows: Callable[..., None]
 ) -> None:
