@@ -35,8 +35,10 @@ from adamwprune.run_directory import (
 from adamwprune.targets import build
 from adamwprune.trackers.rows import rewinds
 from adamwprune.training import checkpoint as checkpoints
+from adamwprune.training.alerts import MaskPlan, Watch
 from adamwprune.training.build import Training, build_training, choose_device, describe
-from adamwprune.training.ledger import Ledger
+from adamwprune.training.devices import DeviceSampler
+from adamwprune.training.ledger import Ledger, read_rows
 from adamwprune.training.loop import evaluate_split, run_steps, samples_per_step
 from adamwprune.training.loop_state import LoopState, restore
 from adamwprune.training.random_state import determinism, seed_everything
@@ -109,8 +111,10 @@ def _train(run: _Run, stop: StopRequest) -> dict[str, Any]:
     if ranks.is_main:
         (directory / SUMMARY).unlink(missing_ok=True)  # an earlier session's; this one has not ended
     run.records = _open_records(training, state, record, directory)
-    throughput = _throughput(training)
-    run_steps(training, state, run.records, stop, throughput, directory / "checkpoints", revision)
+    with ExitStack() as stack:
+        sampler = stack.enter_context(_sampler(training)) if ranks.is_main else None
+        throughput = _throughput(training, sampler)
+        run_steps(training, state, run.records, stop, throughput, directory / "checkpoints", revision)
     training.pruner.verify(state.step)
     final = dict(state.latest)
     if training.data.test is not None:
@@ -153,7 +157,7 @@ def _open_records(training: Training, state: LoopState, record: dict[str, Any], 
     mask_updates = None
     if config.pruning.criterion is not None:
         mask_updates = Ledger(directory / MASK_UPDATES, state.step, exact=is_exact)
-    records = Records(ledger, callbacks, mask_updates)
+    records = Records(ledger, callbacks, mask_updates, _watch(training, state, directory))
     records.start(
         RunInfo(
             run_id=record["run_id"],
@@ -173,7 +177,28 @@ def _open_records(training: Training, state: LoopState, record: dict[str, Any], 
     return records
 
 
-def _throughput(training: Training) -> Throughput:
+def _watch(training: Training, state: LoopState, directory: Path) -> Watch:
+    """The alert rules, which know the rows of earlier sessions."""
+    plan, pruner = None, training.pruner
+    if training.config.pruning.criterion is not None:
+        plan = MaskPlan(
+            updates=pruner.plan.updates(),
+            update_every=pruner.plan.update_every,
+            sparsity=lambda step: pruner.planned_count(step) / pruner.prunable_count,
+        )
+    watch = Watch(training.config.alerts, directory=directory, plan=plan)
+    for row in read_rows(directory / METRICS):
+        if row["step"] <= state.step:
+            watch.learn(row["step"], row["time"], row)
+    return watch
+
+
+def _sampler(training: Training) -> DeviceSampler:
+    is_cuda = training.ranks.device.type == "cuda"
+    return DeviceSampler(cuda_devices=training.config.hardware.num_devices if is_cuda else 0)
+
+
+def _throughput(training: Training, sampler: DeviceSampler | None) -> Throughput:
     per_device = samples_per_step(training) / training.ranks.world_size
     flops_per_token = getattr(training.model, "flops_per_token", None)
     return Throughput(
@@ -182,6 +207,7 @@ def _throughput(training: Training) -> Throughput:
         flops_per_step=flops_per_token() * per_device if flops_per_token else None,
         peak_flops=training.config.hardware.peak_flops,
         device=training.ranks.device,
+        sampler=sampler,
     )
 
 

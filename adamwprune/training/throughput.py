@@ -1,4 +1,4 @@
-"""How fast training goes: wall time of the steps alone, without evaluations and checkpoints."""
+"""How fast training goes, without evaluations and checkpoints, and what it takes of the machine."""
 
 import resource
 import sys
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+from adamwprune.training.devices import DeviceSampler
 
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes in a unit of ru_maxrss
 
@@ -20,6 +22,7 @@ class Throughput:
         flops_per_step: floating-point operations of a step on one device; None = unknown.
         peak_flops: the device's peak, FLOP/s; None = unknown.
         device: where the model runs.
+        sampler: of the run's devices and host, running; None on the ranks that write no rows.
     """
 
     def __init__(
@@ -30,12 +33,14 @@ class Throughput:
         flops_per_step: float | None,
         peak_flops: float | None,
         device: torch.device,
+        sampler: DeviceSampler | None = None,
     ) -> None:
         self._unit = unit
         self._samples_per_step = samples_per_step
         self._flops_per_step = flops_per_step
         self._peak_flops = peak_flops
         self._device = device
+        self._sampler = sampler
         self._since = time.perf_counter()
         self._steps = 0
         # The first row's steps warm up: caches, compilation, the allocator.
@@ -57,7 +62,7 @@ class Throughput:
         self._since += time.perf_counter() - started
 
     def row(self) -> dict[str, float]:
-        """Step time, throughput, utilisation and peak memory since the last row."""
+        """Step time, throughput, utilisation and memory since the last row."""
         self._wait()
         now = time.perf_counter()
         seconds, steps = now - self._since, self._steps
@@ -66,7 +71,8 @@ class Throughput:
             self._total_steps += steps
             self._total_seconds += seconds
         self._is_warm = True
-        return self._rates(seconds, steps) | {"memory/peak_gib": self._peak_memory() / 2**30}
+        taken = self._sampler.row() if self._sampler else {}
+        return self._rates(seconds, steps) | {"memory/peak_gib": self._peak_memory() / 2**30} | taken
 
     def overall(self) -> dict[str, float]:
         """Rates over all rows but the first of this process."""
