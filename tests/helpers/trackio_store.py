@@ -17,6 +17,7 @@ class StoredRun:
     name: str | None
     config: dict[str, Any]
     alerts: list[tuple[str, str, int]]  # title, level, step
+    alert_ids: list[str]
 
     @property
     def series(self) -> list[tuple[int, str, dict[str, Any]]]:
@@ -45,4 +46,5 @@ def read_run(database: Path, run_id: str) -> StoredRun:
             name=stored[0][-1] if stored else None,
             config=json.loads(configs[0][0]) if configs else {},
             alerts=select("title, level, step", "alerts"),
+            alert_ids=[alert_id for (alert_id,) in select("alert_id", "alerts")],
         )
