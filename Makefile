@@ -1,33 +1,70 @@
-# Thin names over train.py. `make help` lists them.
+# Thin names over train.py and its companions. `make help` lists them.
 
 # Any Python from 3.10 to 3.13.
 PYTHON ?= python3
 VENV ?= .venv
-# The experiment (a file of conf/experiment) and the tracker that `make` trains with.
-DEFCONFIG ?= lenet5-mnist5k
-TRACKER ?= none
-# Further overrides, such as ARGS="seed=2 trainer.max_epochs=5".
+# Overrides and flags of train.py, or arguments of pytest.
 ARGS ?=
 
-RUN := $(VENV)/bin/python
+PY := $(VENV)/bin/python
 
-.PHONY: train test test-slow golden lint install help clean
+# What stands on make's command line, taken as typed (make expands nothing in it) and handed on as NAME=VALUE;
+# adamwprune/configure/variables.py says what each name means.
+GIVEN := $(foreach name,$(filter-out PYTHON VENV,$(.VARIABLES)),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+$(foreach name,$(GIVEN),$(eval override $(name) := $$(value $(name))))
+SETTINGS = $(foreach name,$(GIVEN),$(call quoted,$(name)=$(value $(name))))
+quoted = $(if $(findstring $(newline),$(1)),$(error $(firstword $(1)): make takes no line break),'$(subst ','\'',$(1))')
+define newline
+
+
+endef
+
+.PHONY: train defconfig menuconfig showconfig list-defconfigs savedefconfig dashboard trackio-show metrics wandb-sync \
+	wandb-test trackio-test test test-slow golden lint install help clean
 .DEFAULT_GOAL := train
 
-train: install  ## Train the default run: LeNet-5 on real MNIST digits, pruned to 90 %
-	$(RUN) train.py experiment=$(DEFCONFIG) 'tracker=$(TRACKER)' $(ARGS)
+train: install  ## Train the stored choice, else LeNet-5 on real MNIST digits, pruned to 90 %
+	@exec $(PY) -m adamwprune.configure run $(SETTINGS)
+
+defconfig: install  ## Store what make trains: DEFCONFIG=NAME, and TRACKER=both or other variables
+	@exec $(PY) -m adamwprune.configure defconfig $(SETTINGS)
+
+menuconfig: install  ## Edit the stored choice in a terminal
+	@exec $(PY) -m adamwprune.configure menu $(SETTINGS)
+
+showconfig: install  ## Print the configuration of the stored choice, and what is not default
+	@exec $(PY) -m adamwprune.configure show $(SETTINGS)
+
+list-defconfigs: install  ## List the experiments that DEFCONFIG may name
+	@exec $(PY) -m adamwprune.configure list $(SETTINGS)
+
+savedefconfig: install  ## Save the stored choice as an experiment: NAME=x
+	@exec $(PY) -m adamwprune.configure save $(SETTINGS)
+
+dashboard: install  ## Serve Trackio's dashboard on 127.0.0.1: PROJECT=, TRACKIO_PORT=7860
+
+metrics: install  ## Print the last values of a run: RUN=outputs/DATE/TIME_NAME
+
+wandb-sync: install  ## Upload offline W&B runs: RUN=outputs/DATE/TIME_NAME, else all
+
+wandb-test: install  ## Send a fake training to W&B and read it back; WANDB_ONLINE=1 for the real server
+
+trackio-test: install  ## Send a fake training to Trackio and read it back
+
+dashboard trackio-show metrics wandb-sync wandb-test trackio-test: install
+	@exec $(PY) -m adamwprune.configure track $@ $(SETTINGS)
 
 test: install  ## Run the tests (under 4 minutes on 2 cores)
-	$(RUN) -m pytest -n auto $(ARGS)
+	$(PY) -m pytest -n auto $(ARGS)
 
 test-slow: install  ## Run the slow tests too
-	$(RUN) -m pytest -m "not gpu and not multigpu" $(ARGS)
+	$(PY) -m pytest -m "not gpu and not multigpu" $(ARGS)
 
 golden: install  ## Rewrite the golden curve of the tests
-	$(RUN) -m tests.golden.curve
+	$(PY) -m tests.golden.curve
 
 lint: install  ## Check style
-	$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
+	$(PY) -m ruff check . && $(PY) -m ruff format --check .
 
 install: $(VENV)/.installed  ## Create .venv with the pinned dependencies
 
@@ -35,12 +72,12 @@ $(VENV)/.installed: setup.cfg constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14) and "Python 3.10 to 3.13 is needed, this is %d.%d; set PYTHON=" % sys.version_info[:2])'
 	@echo "installing the pinned dependencies into $(VENV), once"
 	@$(PYTHON) -m venv $(VENV)
-	@$(RUN) -m pip install --quiet --upgrade pip
-	@PYTHONWARNINGS=ignore $(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[trackio,wandb,hub,test]'
+	@$(PY) -m pip install --quiet --upgrade pip
+	@PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --constraint constraints.txt --editable '.[all,test]'
 	@touch $@
 
 help:  ## List these targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
 
 clean:  ## Remove .venv; runs in outputs/ and multirun/ are never touched
 	rm -rf $(VENV)

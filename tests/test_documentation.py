@@ -25,6 +25,8 @@ from adamwprune import errors, run_directory, targets
 from adamwprune.command_line import prepare
 from adamwprune.composition import CONF_DIR, complete, compose, parse, to_config
 from adamwprune.config import HARMLESS, Config, flatten, to_plain
+from adamwprune.configure.tracking import TARGETS
+from adamwprune.configure.variables import ARGS, KEYS
 from adamwprune.errors import ConfigError, Preempted, RunError
 from adamwprune.pruning import schedules
 from adamwprune.pruning.modes.soft import GROWTH
@@ -442,15 +444,21 @@ def path_problems(text: str) -> list[str]:
 def make_problems(text: str) -> list[str]:
     """Targets and variables of make that the Makefile does not have."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    known = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
-    variables = set(re.findall(r"^([A-Z]+) \?=", makefile, re.MULTILINE))
+    known = set(re.search(r"\.PHONY: (.*?)\n\.", makefile, re.DOTALL)[1].replace("\\", "").split())
+    own = [name for target in TARGETS.values() for name in (*target.flags, *target.environment)]
+    variables = {*KEYS, ARGS, "NAME", *own, *re.findall(r"^([A-Z]+) \?=", makefile, re.MULTILINE)}
     found = []
     for line in code(text):
         if not re.match(r"make( |$)", line):
             continue
         for word in shlex.split(line, comments=True)[1:]:
             name, is_variable, _ = word.partition("=")
-            if not PLACEHOLDER.search(word) and name not in (variables if is_variable else known):
+            is_key = is_variable and name.islower()  # an override, which train.py looks at
+            if (
+                not PLACEHOLDER.search(word)
+                and not is_key
+                and name not in (variables if is_variable else known)
+            ):
                 found.append(f"{line}: the Makefile has no {name}")
     return found
 

@@ -1,0 +1,1 @@
+"""Choosing what to run, behind `make`: `python -m adamwprune.configure`."""
