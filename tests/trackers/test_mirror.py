@@ -474,7 +474,7 @@ def test_missing_packages_are_found_without_importing(
     assert not {"my_tracker", "my_other", "my_plain"} & sys.modules.keys()
 
 
-@pytest.mark.parametrize("name", ["trackio", "wandb"])
+@pytest.mark.parametrize("name", ["trackio", "wandb", "tensorboard", "mlflow"])
 def test_declared_packages_are_the_extras(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The line that a user is told to type installs what setup.cfg lists under the tracker's name."""
     util = backend_module.importlib.util
@@ -482,16 +482,17 @@ def test_declared_packages_are_the_extras(name: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(util, "find_spec", lambda module: find_spec(module) if "." in module else None)
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    extra = setup["options.extras_require"][name].strip()
+    extra = setup["options.extras_require"][name].strip().splitlines()
     node = {"_target_": f"adamwprune.trackers.{name}.{name}"}
-    assert missing_packages({name: node}) == [(name, f"pip install '{extra}'")]
+    assert missing_packages({name: node}) == [(name, f"pip install '{package}'") for package in extra]
 
 
 def test_importing_trackers_imports_no_package() -> None:
     """A tracker costs nothing until it is chosen, and `--help` nothing at all."""
-    modules = ["mirror", "trackio", "wandb"]
+    modules = ["mirror", "trackio", "wandb", "tensorboard", "mlflow"]
     code = "; ".join(f"import adamwprune.trackers.{module}" for module in modules)
-    code += "; import sys; print(sorted({'torch', 'trackio', 'wandb', 'numpy'} & sys.modules.keys()))"
+    packages = {"torch", "trackio", "wandb", "tensorboard", "mlflow", "numpy"}
+    code += f"; import sys; print(sorted({packages} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
 
