@@ -195,12 +195,15 @@ def _run_job(job: Job, number: int, directory: Path, group: str) -> tuple[dict[s
 
     with handling(pass_on, *STOP_SIGNALS):
         code = process.wait()
+    code = code if code >= 0 else 128 - code
+    if (folder / run_directory.RECORD).exists() and not (folder / run_directory.SUMMARY).exists():
+        _close_killed(folder, code)
     summary = run_directory.read_json(folder / run_directory.SUMMARY)
     result = {
         "job": number,
         "swept": list(job.swept),
         "overrides": list(job.overrides),
-        "exit_code": code if code >= 0 else 128 - code,
+        "exit_code": code,
         "status": summary.get("status", "failed"),
         "seconds": time.monotonic() - started,
         "metrics": summary.get("metrics", {}).get("final", {}),
@@ -208,6 +211,12 @@ def _run_job(job: Job, number: int, directory: Path, group: str) -> tuple[dict[s
         "directory": str(folder),
     }
     return result, received[0] if received else 0
+
+
+def _close_killed(folder: Path, code: int) -> None:
+    """Say in the records and trackers of a job that could not do so itself that it has ended."""
+    command = [sys.executable, "-m", "adamwprune.track", "close", str(folder), f"--exit-code={code}"]
+    subprocess.run(command, cwd=TRAIN.parent, start_new_session=True, check=False)
 
 
 def _title(results: list[dict[str, Any]], count: int) -> str:

@@ -46,6 +46,9 @@ class RunInfo:
 class Callback:
     """Base class: every hook does nothing."""
 
+    # Whether a person asked from outside, by a tracker's stop button, that the run saves and stops.
+    is_stop_requested = False
+
     def on_train_start(self, run: RunInfo) -> None:
         """Called once, before the first step and after the model exists."""
 

@@ -123,16 +123,18 @@ def print_summary(summary: dict[str, Any]) -> None:
     terminal = Terminal()
     terminal.print(table)
     for name, status in summary["trackers"].items():
-        if command := status.get("sync") or status.get("show"):
+        if command := status.get("repair") or status.get("sync") or status.get("show"):
             # Not in the table: a line to copy must not be broken.
             terminal.print(f"{name}: {command}", soft_wrap=True, highlight=False)
 
 
 def tracker_line(status: dict[str, Any]) -> str:
-    """State of a tracker, rows it has and missed, and the address of the run where it has one."""
+    """State of a tracker, rows it took and missed, what reading its store back said, and where it is."""
     sent = f"{status['sent']} rows sent" if "sent" in status else None
     dropped = f"{status['dropped']} rows not sent" if status.get("dropped") else None
-    return "; ".join(str(part) for part in (status["state"], sent, dropped, status.get("url")) if part)
+    read_back = f"read back: {status['parity']}" if status.get("parity") else None
+    parts = (status["state"], sent, dropped, read_back, status.get("url"))
+    return "; ".join(str(part) for part in parts if part)
 
 
 def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:

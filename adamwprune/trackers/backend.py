@@ -32,6 +32,8 @@ class Backend:
     # For a backend that is not idempotent, read after open(): the last step that it has, -1 for
     # nothing; later rows are sent. None: it cannot tell, so it gets the rows of this session only.
     last_step: int | None = None
+    # Whether somebody pressed the tracker's stop button.
+    is_stop_requested: bool = False
 
     def __init__(self) -> None:
         # Plain values for summary.json, e.g. path and mode; "sync" is the command that uploads

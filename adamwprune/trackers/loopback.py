@@ -1,7 +1,18 @@
-"""A W&B server on 127.0.0.1: the two requests that a run needs, and faults on demand.
+"""A W&B server on 127.0.0.1: the few requests that runs need, kept for a look, and faults on demand.
 
-`UpsertBucket` starts a run and updates its configuration, `file_stream` takes rows, summary and exit
-code; `RunResumeStatus` lets a run go on. All else may be answered 404 (W&B 0.31).
+    UpsertBucket                starts a run, and updates its name, configuration, tags, ...
+    RunResumeStatus             where a run that goes on has got to
+    file_stream                 takes rows, summary and exit code; its answer may carry the stop button
+    NotifyScriptableRunAlert    takes an alert
+
+All else is answered 404, which W&B 0.31 lives with. `wandb sync` runs against it unchanged.
+
+    with WandbServer() as server:
+        wandb.init(settings=wandb.Settings(base_url=server.url))    # and WANDB_API_KEY, any 40 characters
+        server.run.rows
+
+It keeps no history beside the last value of each key and says yes to every key: for tests, and for
+`python -m adamwprune.track test wandb`.
 """
 
 import base64
@@ -9,87 +20,168 @@ import gzip
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NamedTuple
 
-PROJECT = {"id": "UHJvamVjdA==", "name": "p", "entity": {"id": "RW50aXR5", "name": "someone"}}
+# Seconds between two looks at whether the server is to end.
+POLL = 0.02
+# Who asks and does not say for whom, gets this account.
+ENTITY = "someone"
 
 
-class WandbServer(ThreadingHTTPServer):
-    """One run's worth of state; use as a context manager.
+class ServedAlert(NamedTuple):
+    """An alert that the server would send on."""
 
-    `fault(operation)` may return a status to answer with, or block until `is_over` is set.
-    """
+    level: str  # INFO, WARN or ERROR
+    title: str
+    text: str
 
-    daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        self.operations: list[str] = []
-        self.rows: list[dict[str, Any]] = []
-        self.summary: dict[str, Any] = {}
-        self.config: dict[str, Any] = {}
-        self.exit_code: int | None = None
-        self.variables: dict[str, Any] = {}  # of the last UpsertBucket
-        self.fault: Callable[[str], int | None] = lambda operation: None
-        self.is_over = threading.Event()
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+@dataclass
+class ServedRun:
+    """One run, as the server has it."""
 
-    def __exit__(self, *_: object) -> None:
-        self.is_over.set()
-        self.shutdown()
-        self.server_close()
+    run_id: str
+    entity: str
+    project: str
+    name: str = ""
+    group: str = ""
+    job_type: str = ""
+    notes: str = ""
+    tags: list[str] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)  # in order, with W&B's own `_` keys
+    summary: dict[str, Any] = field(default_factory=dict)
+    alerts: list[ServedAlert] = field(default_factory=list)
+    exit_code: int | None = None  # None: it runs, or its process was killed
+    is_preempting: bool = False
+    is_stopped: bool = False  # set it to press the stop button of the run's page
 
-    def upsert(self, variables: dict[str, Any]) -> dict[str, Any]:
-        """Start or update the run; the answer describes it."""
-        self.variables = variables
-        self.config = json.loads(variables.get("config") or "{}") or self.config
-        if variables.get("summaryMetrics"):
-            self.summary = json.loads(variables["summaryMetrics"])
-        return {"upsertBucket": {"inserted": True, "bucket": self.bucket(variables)}}
-
-    def bucket(self, variables: dict[str, Any]) -> dict[str, Any]:
-        """The run as the server describes it."""
-        name = variables.get("name") or base64.b64decode(variables["id"]).decode().split("/")[-1]
+    def describe(self) -> dict[str, Any]:
+        """The run in the answer to UpsertBucket."""
+        path = f"{self.entity}/{self.project}/{self.run_id}"
         return {
-            "id": base64.b64encode(f"someone/p/{name}".encode()).decode(),
-            "name": name,
-            "displayName": name,
-            "config": "{}",
+            "id": _encoded(path),
+            "name": self.run_id,
+            "displayName": self.name or self.run_id,
+            "config": json.dumps(self.config),
             "sweepName": None,
             "historyLineCount": len(self.rows),
-            "project": PROJECT,
+            "project": {
+                "id": _encoded(self.project),
+                "name": self.project,
+                "entity": {"id": _encoded(self.entity), "name": self.entity},
+            },
         }
 
-    def resume(self, variables: dict[str, Any]) -> dict[str, Any]:
-        """Where a run that goes on has got to; `bucket` is null for a run that does not exist."""
-        if not self.variables:
-            return {"model": {**PROJECT, "bucket": None}}
-        state = {
-            **self.bucket(variables),
+    def position(self) -> dict[str, Any]:
+        """The run in the answer to RunResumeStatus."""
+        return {
+            **self.describe(),
             "summaryMetrics": json.dumps(self.summary),
-            "wandbConfig": '{"t": 1}',
+            "wandbConfig": json.dumps({"t": 1}),
             "eventsLineCount": 0,
             "logLineCount": 0,
             "historyTail": json.dumps([json.dumps(row) for row in self.rows[-1:]]),
             "eventsTail": "[]",
+            "tags": self.tags,
         }
-        return {"model": {**PROJECT, "bucket": state}}
 
-    def stream(self, body: dict[str, Any]) -> None:
-        """Take rows at their offset, the summary and the exit code."""
-        files = body.get("files", {})
+    def update(self, variables: dict[str, Any]) -> None:
+        """Take what UpsertBucket says; what it leaves out stays."""
+        names = {"displayName": "name", "groupName": "group", "jobType": "job_type"}
+        for key in ("displayName", "groupName", "jobType", "notes", "tags"):
+            if variables.get(key) is not None:
+                setattr(self, names.get(key, key), variables[key])
+        self.config = json.loads(variables.get("config") or "{}") or self.config
+        self.summary = json.loads(variables.get("summaryMetrics") or "{}") or self.summary
+
+    def take(self, body: dict[str, Any]) -> None:
+        """Take rows at their offset, the summary and the end of the run."""
+        files = body.get("files") or {}
         if history := files.get("wandb-history.jsonl"):
             del self.rows[history["offset"] :]
             self.rows += [json.loads(line) for line in history["content"]]
         if summary := files.get("wandb-summary.json"):
             self.summary = json.loads(summary["content"][-1])
+        if body.get("preempting"):
+            self.is_preempting = True
         if body.get("complete"):
             self.exit_code = body["exitcode"]
 
 
-class Handler(BaseHTTPRequestHandler):
+class WandbServer(ThreadingHTTPServer):
+    """The server; use it as a context manager. Its state may be read, and changed, at any time.
+
+    `fail` is asked before each request, by the operation's name: it may return a status to answer
+    with, sleep, or be `hang`.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.lock = threading.RLock()
+        self.runs: dict[str, ServedRun] = {}
+        self.operations: list[str] = []  # all requests in their order
+        self.fail: Callable[[str], int | None] = lambda operation: None
+        self._is_over = threading.Event()
+
+    def __enter__(self) -> "WandbServer":
+        threading.Thread(target=self.serve_forever, args=(POLL,), name="wandb-server", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, *_: object) -> None:
+        """A client that has gone away, while its request was held up, is none."""
+
+    @property
+    def run(self) -> ServedRun:
+        """The run, where there is one only."""
+        (run,) = self.runs.values()
+        return run
+
+    def hang(self, operation: str) -> None:
+        """Never answer: as a value of `fail`, or for some operations only."""
+        self._is_over.wait()
+
+    def answer(self, operation: str, body: dict[str, Any], path: list[str]) -> dict[str, Any] | None:
+        """The answer to a request; None for one that this server does not know."""
+        variables = body.get("variables") or {}
+        with self.lock:
+            match operation:
+                case "UpsertBucket":
+                    return {"data": {"upsertBucket": self._upsert(variables)}}
+                case "RunResumeStatus":
+                    run = self.runs.get(variables["name"])
+                    return {"data": {"model": {"bucket": run and run.position()}}}
+                case "NotifyScriptableRunAlert":
+                    run = self.runs[variables["runName"]]
+                    run.alerts.append(ServedAlert(*(variables[key] for key in ("severity", "title", "text"))))
+                    return {"data": {"notifyScriptableRunAlert": {"success": True}}}
+                case "file_stream":
+                    run = self.runs[path[-2]]
+                    run.take(body)
+                    return {"exitcode": None, "limits": {}, **({"stopped": True} if run.is_stopped else {})}
+        return None
+
+    def _upsert(self, variables: dict[str, Any]) -> dict[str, Any]:
+        run_id = variables.get("name") or base64.b64decode(variables["id"]).decode().rpartition("/")[2]
+        is_new = run_id not in self.runs
+        if is_new:
+            where = variables.get("entity") or ENTITY, variables.get("project") or "uncategorized"
+            self.runs[run_id] = ServedRun(run_id, *where)
+        self.runs[run_id].update(variables)
+        return {"inserted": is_new, "bucket": self.runs[run_id].describe()}
+
+
+class _Handler(BaseHTTPRequestHandler):
     """HTTP around it."""
 
     protocol_version = "HTTP/1.1"
@@ -97,23 +189,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Answer one request."""
-        body = self._body()
-        operation = self.path.rpartition("/")[2]
-        if operation == "graphql":
-            words = body.get("query", "").replace("(", " ").replace("{", " ").split()
-            operation = words[1] if len(words) > 1 else "graphql"
+        body, path = self._body(), self.path.split("/")
+        operation = _operation(body.get("query", "")) if path[-1] == "graphql" else path[-1]
         self.server.operations.append(operation)
-        if status := self.server.fault(operation):
+        if status := self.server.fail(operation):
             return self._answer(status, {"error": "fault"})
-        match operation:
-            case "UpsertBucket":
-                return self._answer(200, {"data": self.server.upsert(body["variables"])})
-            case "RunResumeStatus":
-                return self._answer(200, {"data": self.server.resume(body["variables"])})
-            case "file_stream":
-                self.server.stream(body)
-                return self._answer(200, {"exitcode": None, "limits": {}})
-        return self._answer(404, {})
+        answer = self.server.answer(operation, body, path)
+        return self._answer(404, {}) if answer is None else self._answer(200, answer)
 
     def do_GET(self) -> None:
         """Nothing is to be had."""
@@ -139,9 +221,10 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get("Content-Encoding") == "gzip":
             data = gzip.decompress(data)
         try:
-            return json.loads(data)
+            body = json.loads(data)
         except ValueError:
             return {}
+        return body if isinstance(body, dict) else {}
 
     def _answer(self, status: int, content: dict[str, Any]) -> None:
         data = json.dumps(content).encode()
@@ -150,3 +233,13 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+
+def _operation(query: str) -> str:
+    """The name of a GraphQL request: the word after `query` or `mutation`."""
+    words = query.replace("(", " ").replace("{", " ").split()
+    return words[1] if len(words) > 1 else "graphql"
+
+
+def _encoded(name: str) -> str:
+    return base64.b64encode(name.encode()).decode()

@@ -125,6 +125,11 @@ class Mirror(Callback):
             f"; upload them with: {command}" if command else "",
         )
 
+    @property
+    def is_stop_requested(self) -> bool:  # type: ignore[override]
+        """Whether the tracker's stop button was pressed."""
+        return self.backend.is_stop_requested
+
     def status(self) -> dict[str, Any]:
         """`{name: {state, required, sent, dropped, errors, **facts}}`; final after close()."""
         return {self.backend.name: self._report or self._describe(self._state)}

@@ -1,49 +1,62 @@
 """Weights & Biases: online where a key and a server exist, else offline with the line to upload it.
 
-Every row is one history record at its own `trainer/step` and time. W&B's own step is not used:
-it would drop rows below it after a resume and hold each row until the next. Final values go to
-the run's summary as `final/...` and `best/...`. Behaviour measured with W&B 0.31.0.
+Every row is one history record at its own `trainer/step` and time. Final values go to the run's
+summary as `final/...` and `best/...`.
+
+A run is one or more sessions with the same id, each with a file in the run's folder: the first, one
+for each resume, and one more if W&B's own process dies. A session sends what W&B lacks, from
+metrics.jsonl: online what the server has not got, offline what no file has. W&B numbers rows by
+itself (`_step`); that number goes on over the sessions, and is nobody's axis.
+
+Files that need no upload by hand are marked as `wandb sync` marks those that it has uploaded: those of
+online sessions whose upload the server confirms, and older offline ones once an online session has
+begun, which sends their rows itself. Behaviour measured with W&B 0.31.0.
 """
 
 import logging
-import netrc
+import math
 import os
 import shlex
 import threading
-import urllib.error
-import urllib.request
-from contextlib import suppress
+import time
+from collections.abc import Container, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from typing import Any, Literal, NamedTuple
 
 from adamwprune.callbacks.base import Callback, Row, RunInfo
 from adamwprune.ranges import Positive
-from adamwprune.trackers.backend import Backend, environment, first_line, public_config
+from adamwprune.run_directory import METRICS, shown_path
+from adamwprune.trackers.backend import Backend, environment, first_line, public_config, recorded_facts
 from adamwprune.trackers.mirror import Mirror
-from adamwprune.trackers.rows import Entry
+from adamwprune.trackers.parity import Series, series
+from adamwprune.trackers.rows import AlertEntry, Entry, read_entries, read_rows, voided
+from adamwprune.trackers.wandb_files import (
+    STEP,
+    StoredAlert,
+    fragments,
+    is_offline,
+    is_synced,
+    mark_synced,
+    parse_run,
+    read_run,
+)
+from adamwprune.trackers.wandb_server import choose_mode, last_step
 
 PACKAGES = {"wandb": "wandb>=0.31,<0.32"}
 
 logger = logging.getLogger(__name__)
 
-STEP = "trainer/step"
-# Seconds for a server to give any answer before a run goes offline.
-PROBE = 3.0
 # Exit code of a run that was stopped to be continued.
 PREEMPTED = 75
+# Characters that W&B allows for the title of an alert.
+LONGEST_TITLE = 63
+# Seconds between two questions whether the server has got everything.
+ASK_EVERY = 0.2
 
-# What WANDB_MODE may hold, in the words of `mode`; it is the default of `mode: auto`.
-_ENVIRONMENT_MODES = {
-    "online": "online",
-    "run": "online",
-    "shared": "online",
-    "offline": "offline",
-    "dryrun": "offline",
-    "disabled": "disabled",
-}
-# The hosted service has two addresses; W&B takes a key of the second for the first.
-_UPSTREAM = {"api.forge.coreweave.com": "api.wandb.ai"}
+# All runs of a process share W&B's process, and its traces in the environment.
+_package_lock = threading.RLock()
 
 
 def wandb(
@@ -86,7 +99,7 @@ def wandb(
 
 
 class WandB(Backend):
-    """The backend: one run object of the wandb package, never the package's global run."""
+    """The backend: run objects of the wandb package, never the package's global run."""
 
     name = "wandb"
     idempotent = False
@@ -106,42 +119,86 @@ class WandB(Backend):
         self.mode = mode
         self.base_url = base_url
         self.settings = settings
-        self._package: Any = None
-        self._run: Any = None
-        self._axes: set[str] = set()  # metrics that are plotted over STEP
         self._stop = threading.Event()
+        self._info: RunInfo
+        # Of the session:
+        self._package: Any = None
+        self._library: Any = None  # stands for W&B's process
+        self._run: Any = None  # None: W&B's process is gone, or nothing has begun
+        self._file: Path | None = None
+        self._axes: set[str] = set()  # metrics that are plotted over STEP
+        self._earlier = _Earlier()
+        self._stored: Container[int] = ()  # steps that W&B had when the session began
+        self._newest = -1  # the last step that W&B should have by now
+        self._number = 0  # of the next row, W&B's `_step`
+        self._has_ended = False
+
+    @property
+    def is_stop_requested(self) -> bool:
+        """Whether the stop button of the run's page was pressed; W&B looks every 15 s or so."""
+        return self._stop.is_set()
+
+    # -- a session
 
     def open(self, run: RunInfo) -> None:
-        """Start the run; an online start that fails becomes an offline one."""
-        # Error reports would go out even offline. W&B announces its service in WANDB_SERVICE,
-        # which no later process of ours should join.
-        service = os.environ.get("WANDB_SERVICE")
-        with environment(WANDB_ERROR_REPORTING="false", WANDB_SERVICE=service):
+        """Start the run, or go on with it; an online start that fails becomes an offline one."""
+        self._info = run
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin a session, and find out what W&B has."""
+        with _package_environment():
             import wandb
 
             self._package = wandb
-            session = wandb.setup(wandb.Settings(silent=True)).settings
-            base_url = self.base_url or os.environ.get("WANDB_BASE_URL") or session.base_url
+            self._earlier = _look_up(self._info.directory, self._info.tracker_id)
+            self._connect()
+            base_url = self.base_url or os.environ.get("WANDB_BASE_URL") or self._library.settings.base_url
             mode, reason = choose_mode(self.mode, base_url)
             try:
-                self._run = self._start(wandb, run, mode, base_url)
+                self._start(mode, base_url)
             except Exception as error:
-                if mode != "online":
-                    raise
-                mode, reason = "offline", f"{base_url}: {first_line(error)}"
-                wandb.teardown()  # W&B's process would still hold the run's id
-                wandb.setup(wandb.Settings(silent=True))
-                self._run = self._start(wandb, run, mode, base_url)
-        self._describe(mode, reason)
+                if not _is_loss(error):
+                    if mode != "online":
+                        raise
+                    mode, reason = "offline", f"{base_url}: {first_line(error)}"
+                self._give_up_start()
+                self._start(mode, base_url)
+            self._describe(mode, reason)
 
-    def _start(self, package: Any, run: RunInfo, mode: str, base_url: str) -> Any:
+    def _connect(self) -> None:
+        """Join W&B's process, or start it."""
+        settings = self._package.Settings(silent=True)
+        try:
+            self._library = self._package.setup(settings)
+        except Exception as error:
+            if not _is_loss(error):
+                raise
+            os.environ.pop("WANDB_SERVICE", None)  # which names one that has gone
+            self._library = self._package.setup(settings)
+
+    def _start(self, mode: str, base_url: str) -> None:
+        self._run = self._init(mode, base_url)
+        self._file, self._axes = Path(self._run.settings.sync_file), set()
+        self._run.define_metric(STEP)
+        self._stored, self._number = self._earlier.steps, self._earlier.rows
+        if mode == "online" and self._is_continued:
+            self._stored = range(last_step(self._run, self.settings["init_timeout"]) + 1)
+            self._number = self._run.starting_step
+            for file in filter(is_offline, self._earlier.files):
+                mark_synced(file)
+        steps = [entry.step for entry in self._ledger()]
+        missing = next((step for step in steps if step not in self._stored), None)
+        self.last_step = max(steps, default=-1) if missing is None else missing - 1
+        self._newest, self._has_ended = self.last_step, False
+
+    def _init(self, mode: str, base_url: str) -> Any:
         settings = {
             **self.settings,
             "mode": mode,
             "base_url": base_url,
             "finish_timeout_raises": True,
-            # The default of both stops the training process on an upload error.
-            "stop_on_fatal_error": True,
+            # The default interrupts the main thread.
             "stop_fn": lambda: self._stop.set(),  # W&B copies its settings: a lock cannot be
             # Nothing of the machine, the command line or the repository leaves by this road.
             "host": "",
@@ -155,113 +212,259 @@ class WandB(Backend):
             "console": "off",
             "silent": True,
         }
+        package, run = self._package, self._info
         known = {key: value for key, value in settings.items() if key in package.Settings.model_fields}
-        # The agent of a W&B sweep names its runs itself.
-        is_agent = "WANDB_SWEEP_ID" in os.environ
-        started = package.init(
+        return package.init(
             project=self.project or run.project,
             entity=self.entity or None,
-            id=None if is_agent else run.run_id,
+            id=None if _is_agent() else run.tracker_id,
             name=run.name,
             group=run.group,
             job_type="sweep" if run.group else "train",
+            tags=run.tags or None,
+            notes=run.notes,
             dir=str(run.directory),
             config=public_config(run.config),
             # Ignored offline, where a continued run is a second file with the same id.
-            resume="allow" if run.first_step and mode == "online" and not is_agent else None,
+            resume="allow" if mode == "online" and self._is_continued else None,
             reinit="create_new",
             settings=package.Settings(**known),
         )
-        started.define_metric(STEP)
-        return started
+
+    @property
+    def _is_continued(self) -> bool:
+        """Whether W&B may have rows of the run. The agent of a W&B sweep names its runs itself."""
+        has_begun = self._info.is_continued or self._info.first_step > 0 or bool(self._earlier.files)
+        return has_begun and not _is_agent()
 
     def _describe(self, mode: str, reason: str) -> None:
-        path = self._run.settings.sync_dir
-        self.facts.update(mode=mode, path=path)
+        for key in ("reason", "sync", "upload", "url"):  # of the session before
+            self.facts.pop(key, None)
+        self.facts.update(mode=mode)
+        if mode != "disabled":
+            self.facts.update(path=self._run.settings.sync_dir)
         if mode == "online":
-            self.facts.update(url=self._run.url)
+            self.facts.update(url=self._run.url, upload="unverified")
         if mode == "offline":
-            self.facts.update(reason=reason, sync=f"wandb sync --yes {shlex.quote(path)}")
-        logger.info("tracker wandb: %s%s, %s", mode, f" ({reason})" if reason else "", path)
+            self.facts.update(reason=reason, sync=self._sync_command())
+        if _is_agent():
+            self.facts.update(id=self._run.id)
+        logger.info("tracker wandb: %s%s", mode, f" ({reason})" if reason else "")
+
+    def _sync_command(self) -> str:
+        """What uploads the files; W&B's own command sends an online session's rows a second time."""
+        unsent = [file for file in (*self._earlier.files, self._file) if not is_synced(file)]
+        if not all(map(is_offline, unsent)):
+            return f"python -m adamwprune.track sync {shlex.quote(str(shown_path(self._info.directory)))}"
+        server = f"WANDB_BASE_URL={shlex.quote(self.base_url)} " if self.base_url else ""
+        return f"{server}wandb sync --yes {shlex.join(str(file.parent) for file in unsent)}"
+
+    def _give_up_start(self) -> None:
+        """Leave nothing of a start that failed: W&B's process holds its id, its file has nothing to send."""
+        for file in fragments(self._info.directory, self._info.tracker_id):
+            if file not in self._earlier.files:
+                mark_synced(file)
+        self._end_process()
+        self._connect()
+
+    def _end_process(self) -> None:
+        """End W&B's process if it is still this session's; its other runs begin another session."""
+        if self._package.setup() is self._library:
+            with suppress(Exception, SystemExit):
+                self._package.teardown()
+
+    @contextmanager
+    def _connection(self) -> Iterator[None]:
+        """Raise ConnectionError once W&B's process is gone; the next call begins another session."""
+        try:
+            yield
+        except Exception as error:
+            if not _is_loss(error):
+                raise
+            run, self._run = self._run, None
+            with _package_environment():
+                with suppress(Exception):
+                    run.finish(exit_code=1)  # or the interpreter's exit trips over it
+                self._end_process()
+            raise ConnectionError(f"W&B's process is gone: {first_line(error)}") from error
+
+    # -- rows
 
     def log(self, entries: list[Entry]) -> None:
-        """Store rows at their own step and time; raises ConnectionError once W&B's process is gone."""
-        for entry in entries:
-            # By name: it is not said whether a glob crosses the slashes of a layer's name.
-            for name in entry.row.keys() - self._axes:
-                self._run.define_metric(name, step_metric=STEP, step_sync=True)
-                self._axes.add(name)
-            self._run.log({**entry.row, STEP: entry.step, "_timestamp": entry.time})
+        """Store rows at their own steps and times.
+
+        Raises:
+            ConnectionError: W&B's process is gone; the next call starts another, and sends what was
+                lost with it.
+        """
+        if self._run is None:
+            self._begin()
+            self._fill(before=entries[0].step)
+        with self._connection():
+            for entry in entries:
+                self._write(entry)
+
+    def alert(self, entry: AlertEntry) -> None:
+        """Show an alert, unless an earlier session did."""
+        if self._run is None:
+            raise ConnectionError("W&B's process is gone; the alert goes with the next row")
+        with self._connection():
+            self._show(entry)
+
+    def _fill(self, before: float) -> None:
+        """Send rows and alerts of steps that W&B lacks."""
+        with self._connection():
+            for entry in read_entries(self._info.directory / METRICS, void=self._void):
+                if not self.last_step < entry.step < before:
+                    continue
+                if isinstance(entry, AlertEntry):
+                    self._show(entry)
+                else:
+                    self._write(entry)
+
+    def _write(self, entry: Entry) -> None:
+        self._newest = max(self._newest, entry.step)
+        if entry.step in self._stored:
+            return
+        # By name: it is not said whether a glob crosses the slashes of a layer's name.
+        for name in entry.row.keys() - self._axes:
+            self._run.define_metric(name, step_metric=STEP, step_sync=True)
+            self._axes.add(name)
+        row = {**entry.row, STEP: entry.step, "_timestamp": entry.time}
+        # Without commit W&B holds a row that has a number until the next one.
+        self._run.log(row, step=self._number, commit=True)
+        self._number += 1
+
+    def _show(self, entry: AlertEntry) -> None:
+        _, level, title, text = entry.alert
+        alert = StoredAlert(level.upper(), title[:LONGEST_TITLE], f"step {entry.step}: {text}")
+        if alert not in self._earlier.alerts:
+            # By default, and for 0, W&B drops alerts of one title within a minute.
+            self._run.alert(alert.title, alert.text, alert.level, wait_duration=timedelta(milliseconds=1))
+
+    def _ledger(self) -> Iterator[Entry]:
+        return read_rows(self._info.directory / METRICS, void=self._void)
+
+    @property
+    def _void(self) -> frozenset[int]:
+        return voided(self._info.directory / METRICS)
+
+    # -- the end
 
     def finish(self, exit_code: int, finals: Row) -> None:
-        """Write the summary and end the run; raises TimeoutError where rows are still to be sent."""
+        """Write the summary, end the run, and have the server confirm the upload.
+
+        Raises:
+            TimeoutError: rows were still to be sent.
+            RuntimeError: the server has not got them, although W&B is done.
+            ConnectionError: W&B's process went, and so did the next.
+        """
+        for is_last in (False, True):
+            try:
+                if self._run is None:
+                    self._begin()
+                    self._fill(before=math.inf)
+                self._end(exit_code, finals)
+            except ConnectionError:
+                if is_last:
+                    raise
+            else:
+                break
         if self.facts["mode"] == "online":
-            # Until W&B says that all is sent; the plain form leaves online runs out.
-            self.facts["sync"] = f"wandb sync --yes --include-online {shlex.quote(self.facts['path'])}"
-        try:
+            with _package_environment():
+                self._confirm()
+                self._complete_copy(exit_code)
+
+    def _end(self, exit_code: int, finals: Row) -> None:
+        with self._connection():
             self._run.summary.update(finals)
             if exit_code == PREEMPTED:
                 self._run.mark_preempting()
             self._run.finish(exit_code=exit_code)
-        except ConnectionError:
-            # W&B's process is gone: without this the interpreter's exit would trip over it too.
-            with suppress(Exception):
-                self._package.teardown()
-            raise
-        if self._stop.is_set():
-            raise RuntimeError("the server's stop button or a fatal upload error ended the upload")
-        if self.facts["mode"] == "online":
-            del self.facts["sync"]
+        self._has_ended = True
+
+    def _confirm(self) -> None:
+        """Ask the server for its last row: of an upload that was refused W&B says nothing."""
+        patience = self.settings["finish_timeout"] / 4
+        deadline = time.monotonic() + patience
+        while (has := last_step(self._run, patience)) < self._newest:
+            if time.monotonic() >= deadline:
+                raise RuntimeError(
+                    f"the upload failed: the server has rows up to step {has} of {self._newest}"
+                )
+            time.sleep(ASK_EVERY)
+        self.facts["upload"] = "confirmed"
+        for file in fragments(self._info.directory, self._run.id):
+            mark_synced(file)
+
+    def _complete_copy(self, exit_code: int) -> None:
+        """Write to a file of their own the rows that only the server has: a kill may lose them here."""
+        run = self._run
+        read_run(self._file.parent)  # until it is whole
+        self._earlier = _look_up(self._info.directory, run.id)
+        if all(entry.step in self._earlier.steps for entry in self._ledger()):
+            return
+        self._start("offline", run.settings.base_url)
+        self._fill(before=math.inf)
+        self._end(exit_code, {})
+        mark_synced(self._file)
+
+    def read_back(self, run: RunInfo) -> Series | None:
+        """All rows in the run's folder, which are those that W&B was given; None where it is disabled."""
+        known = {**recorded_facts(run, self.name), **self.facts}
+        if known.get("mode") == "disabled":
+            return None
+        if self._has_ended:
+            read_run(self._file.parent)  # until it is whole
+        files = fragments(run.directory, known.get("id", run.tracker_id))
+        return series((step, row) for file in files for step, _, row in parse_run(file).series)
 
 
-def choose_mode(asked: str, base_url: str) -> tuple[str, str]:
-    """The mode of a run, and why it is offline without having been asked to be.
+class _Earlier(NamedTuple):
+    """What the sessions before have left in the run's folder."""
 
-    Never prompts: without a key W&B would ask for one in the middle of training.
+    files: list[Path] = []  # noqa: RUF012
+    steps: frozenset[int] = frozenset()
+    alerts: frozenset[StoredAlert] = frozenset()
+    rows: int = 0  # by W&B's count
+
+
+def _look_up(directory: Path, run_id: str) -> _Earlier:
+    files = fragments(directory, run_id)
+    parts = [parse_run(file) for file in files]
+    return _Earlier(
+        files,
+        frozenset(step for part in parts for step, _, _ in part.series),
+        frozenset(alert for part in parts for alert in part.alerts),
+        1 + max((row["_step"] for part in parts for row in part.rows), default=-1),
+    )
+
+
+def _is_agent() -> bool:
+    """Whether an agent of a W&B sweep runs this process; it gives the run its id."""
+    return "WANDB_SWEEP_ID" in os.environ
+
+
+def _is_loss(error: Exception) -> bool:
+    """Whether W&B's process is gone."""
+    from wandb.sdk.lib.asyncio_manager import AlreadyJoinedError
+    from wandb.sdk.lib.service.service_token import WandbServiceConnectionError
+    from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
+
+    ended_by_another_run = AlreadyJoinedError
+    died = ConnectionError, HandleAbandonedError, MailboxClosedError, WandbServiceConnectionError
+    return isinstance(error, (ended_by_another_run, *died))
+
+
+@contextmanager
+def _package_environment() -> Iterator[None]:
+    """One thread at a time, without traces in the environment.
+
+    Error reports would go out even offline. W&B announces its process in WANDB_SERVICE, which no
+    later process of ours should join.
     """
-    if asked == "auto":
-        asked = _ENVIRONMENT_MODES.get(os.environ.get("WANDB_MODE", ""), "auto")
-    if asked in ("offline", "disabled"):
-        return asked, ""
-    if not has_key(base_url):
-        return "offline", "no key in WANDB_API_KEY or netrc; `wandb login` stores one"
-    if asked == "auto" and not answers(base_url):
-        return "offline", f"no answer from {base_url} within {PROBE:g} s"
-    return "online", ""
-
-
-def has_key(base_url: str) -> bool:
-    """Whether the environment or a netrc file holds a key for the server; it is not kept."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
-    host = urlsplit(base_url).netloc
-    try:
-        entries = netrc.netrc(str(file))
-    except (OSError, ValueError, netrc.NetrcParseError):
-        return False
-    found = entries.authenticators(host) or entries.authenticators(_UPSTREAM.get(host, host))
-    return bool(found and found[2])
-
-
-def answers(base_url: str) -> bool:
-    """Whether the server gives any answer but an error of its own (>= 500) within PROBE seconds."""
-    answered = threading.Event()
-
-    def ask() -> None:
-        try:
-            opener = urllib.request.build_opener()
-            opener.open(f"{base_url.rstrip('/')}/graphql", data=b"{}", timeout=PROBE).close()
-        except urllib.error.HTTPError as error:
-            if error.code < 500:
-                answered.set()
-        except Exception as error:  # whatever it was, it was no answer
-            logger.debug("probe of %s: %s", base_url, first_line(error))
-        else:
-            answered.set()
-
-    # In a thread: the timeout of a socket does not cover the look-up of its name.
-    thread = threading.Thread(target=ask, name="wandb-probe", daemon=True)
-    thread.start()
-    thread.join(PROBE)
-    return answered.is_set()
+    with (
+        _package_lock,
+        environment(WANDB_ERROR_REPORTING="false", WANDB_SERVICE=os.environ.get("WANDB_SERVICE")),
+    ):
+        yield

@@ -1,56 +1,123 @@
-"""Reads a run back from a `.wandb` file of W&B: own framing, the package's record types.
+"""Reads W&B runs back from their `.wandb` files: own framing, the package's record types.
+
+A run lies in `wandb/{offline-run,run}-<time>-<id>/run-<id>.wandb`, one such fragment for each session
+(a resumed run is a second file with the same id), and `run-<id>.wandb.synced` beside it once all of
+it is on a server.
 
 The file is a 7-byte header (`:W&B`, 0xBEE1 little endian, a version byte), then the log format of
 LevelDB (doc/log_format.md there): blocks of 32 KiB from the file's start, records with a header of
 7 bytes (CRC-32 of type and data, length, type), split at block borders; a block's tail of less
 than 7 bytes is padding. W&B's checksum is the plain CRC-32, not LevelDB's masked CRC-32C.
+Behaviour measured with W&B 0.31.0.
 """
 
 import json
 import struct
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+STEP = "trainer/step"
+
+MAGIC = b":W&B" + struct.pack("<H", 0xBEE1)
+FILE_HEADER = len(MAGIC) + 1
 BLOCK = 32 * 1024
 HEADER = struct.Struct("<IHB")
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
+class StoredAlert(NamedTuple):
+    """One alert of a run."""
+
+    level: str  # INFO, WARN or ERROR
+    title: str
+    text: str
+
+
 @dataclass
-class OfflineRun:
+class WandbRun:
     """What one file holds."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)  # in order, with W&B's own `_` keys
     summary: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     axes: dict[str, str] = field(default_factory=dict)  # metric -> the metric it is plotted over
-    run: Any = None  # the RunRecord
+    alerts: list[StoredAlert] = field(default_factory=list)
+    run: Any = None  # the RunRecord: run_id, display_name, project, run_group, job_type, tags, notes
     exit_code: int | None = None  # None: the run was never ended
     is_preempting: bool = False
 
     @property
     def series(self) -> list[tuple[int, float, dict[str, Any]]]:
-        """Rows as (trainer/step, time, row without the keys that W&B or we added)."""
+        """Rows as (trainer/step, time, row without the keys that W&B or we added); others are left out."""
         return [
             (
-                row["trainer/step"],
+                row[STEP],
                 row["_timestamp"],
-                {key: value for key, value in row.items() if key != "trainer/step" and key[0] != "_"},
+                {key: value for key, value in row.items() if key != STEP and key[0] != "_"},
             )
             for row in self.rows
+            if STEP in row
         ]
 
 
+# ---- where files are
+
+
+def fragments(directory: Path, run_id: str | None = None) -> list[Path]:
+    """The .wandb files of the run in `directory`, in order of their starts.
+
+    Args:
+        directory: the run's folder.
+        run_id: W&B's id; None for all, such as those of before a rewind.
+    """
+    files = (directory / "wandb").glob(f"*run-*/run-{run_id or '*'}.wandb")
+    return sorted((file for file in files if not file.parent.is_symlink()), key=_start)
+
+
+def _start(file: Path) -> tuple[str, int]:
+    """The second of a file's start, and its number among those of one second and id."""
+    _, _, rest = file.parent.name.partition("run-")
+    started, _, name = rest.partition("-")
+    number = name.removeprefix(file.stem.removeprefix("run-")).removeprefix("-")
+    return started, int(number) if number.isdigit() else 0
+
+
+def is_offline(file: Path) -> bool:
+    """Whether the run was recorded without a server."""
+    return file.parent.name.startswith("offline-")
+
+
+def is_synced(file: Path) -> bool:
+    """Whether all of the file is on a server: `wandb sync` or the online run itself has said so."""
+    return _mark(file).exists()
+
+
+def mark_synced(file: Path) -> None:
+    """Say so: `wandb sync` leaves the file out from now on."""
+    _mark(file).touch()
+
+
+def _mark(file: Path) -> Path:
+    return file.with_suffix(".wandb.synced")
+
+
+# ---- what is in them
+
+
 def read_payloads(file: Path) -> Iterator[bytes]:
-    """Yield whole records; stop at the first that is torn or whose checksum is wrong."""
+    """Yield whole records; stop at the first that is torn or whose checksum is wrong.
+
+    Raises:
+        ValueError: the file is of another kind.
+    """
     data = file.read_bytes()
-    if data[:4] != b":W&B" or data[4:6] != struct.pack("<H", 0xBEE1):
+    if data[: len(MAGIC)] != MAGIC[: len(data)]:
         raise ValueError(f"{file}: not a .wandb file")
-    position, parts = 7, b""
+    position, parts = FILE_HEADER, b""
     while True:
         if BLOCK - position % BLOCK < HEADER.size:
             position += BLOCK - position % BLOCK
@@ -71,36 +138,45 @@ def read_payloads(file: Path) -> Iterator[bytes]:
             yield parts
 
 
-def read_run(directory: Path, patience: float = 5.0) -> OfflineRun:
-    """The run in an `offline-run-*` directory.
+def read_run(directory: Path, patience: float = 5.0) -> WandbRun:
+    """The run in an `offline-run-*` or `run-*` directory.
 
     W&B's process may write the last record some milliseconds after finish() returned: waits up
     to `patience` seconds for the record that ends a run.
     """
     (file,) = directory.glob("*.wandb")
-    deadline = time.monotonic() + patience
+    deadline, pause = time.monotonic() + patience, 0.01
     while (run := parse_run(file)).exit_code is None and time.monotonic() < deadline:
-        time.sleep(0.01)
+        time.sleep(pause)
+        pause *= 2
     return run
 
 
-def parse_run(file: Path) -> OfflineRun:
-    """The run as far as the file goes now."""
+def parse_run(file: Path) -> WandbRun:
+    """The run as far as the file goes now.
+
+    Raises:
+        ValueError: the file is of another kind.
+    """
     from wandb.proto.wandb_internal_pb2 import Record
 
-    found = OfflineRun()
+    found = WandbRun()
     for payload in read_payloads(file):
         record = Record.FromString(payload)
         match record.WhichOneof("record_type"):
             case "run":
                 found.run = record.run
                 found.config.update(_items(record.run.config.update))
+            case "config":
+                found.config.update(_items(record.config.update))
             case "history":
                 found.rows.append(_items(record.history.item))
             case "summary":
                 found.summary.update(_items(record.summary.update))
             case "metric":
                 found.axes[record.metric.name or record.metric.glob_name] = record.metric.step_metric
+            case "alert":
+                found.alerts.append(StoredAlert(record.alert.level, record.alert.title, record.alert.text))
             case "exit":
                 found.exit_code = record.exit.exit_code
             case "preempting":
@@ -108,5 +184,9 @@ def parse_run(file: Path) -> OfflineRun:
     return found
 
 
-def _items(items: Any) -> dict[str, Any]:
+def _items(items: Iterable[Any]) -> dict[str, Any]:
+    """Names as they were given, of nested values joined by dots; floats to the bit, NaN too."""
     return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+OfflineRun = WandbRun  # TEMPORARY until import_wandb.py says WandbRun

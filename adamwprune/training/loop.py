@@ -84,6 +84,8 @@ def run_steps(
         if row:
             records.log(state.step, row)
         state.seconds = time.monotonic() - started
+        if records.is_stop_requested:
+            stop.press_button()
         stop_error = stop.agreed(training.ranks, training.config.trainer, state)
         if stop_error or is_checkpoint_step(training, state):
             with throughput.paused():

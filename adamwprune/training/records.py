@@ -54,6 +54,11 @@ class Records:
         self._step = step
         self._each("on_step_end", step)
 
+    @property
+    def is_stop_requested(self) -> bool:
+        """Whether a tracker's stop button was pressed."""
+        return any(callback.is_stop_requested for callback in self._active)
+
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write one row and hand the same row to every callback."""
         if self._ledger is None:

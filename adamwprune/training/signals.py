@@ -18,7 +18,9 @@ from adamwprune.signal_handlers import STOP_SIGNALS, handling
 from adamwprune.training.loop_state import LoopState
 
 SECOND_SIGNAL_AFTER = 1.0  # seconds
-_OUT_OF_TIME = signal.SIGALRM  # stands for trainer.max_time among the signals that ranks compare
+# Stand for trainer.max_time and for a tracker's stop button among the signals that ranks compare.
+_OUT_OF_TIME = signal.SIGALRM
+_BUTTON = signal.SIGUSR2
 
 
 class StopRequest:
@@ -37,12 +39,18 @@ class StopRequest:
         if not self._received:
             self._received, self._time = number, now
 
+    def press_button(self) -> None:
+        """Stop after this step, as after a signal: somebody asked for it in a tracker."""
+        self._received = self._received or _BUTTON
+
     def agreed(self, ranks: Ranks, trainer: TrainerConfig, state: LoopState) -> RunError | None:
         """The error that ends the run after this step, the same on every rank; None to go on."""
         is_late = trainer.max_time is not None and time.monotonic() - self._started > trainer.max_time
         number = ranks.largest(self._received or (_OUT_OF_TIME if is_late else 0))
         if number == signal.SIGINT:
             return Interrupted(f"Ctrl-C: stopped and saved at step {state.step}")
+        if number == _BUTTON:
+            return Preempted(f"a tracker's stop button: stopped and saved at step {state.step}")
         if number == _OUT_OF_TIME:
             return Preempted(f"trainer.max_time={trainer.max_time}: stopped and saved at step {state.step}")
         if number:

@@ -1,83 +1,53 @@
-"""W&B for real: offline runs read back from their files, online runs from a server on 127.0.0.1."""
+"""W&B offline, for real: runs read back from their files; and which mode is chosen."""
 
 import math
 import os
 import socket
-import struct
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from adamwprune.callbacks.base import Callback, RunInfo
-from adamwprune.trackers import wandb as module
+from adamwprune.callbacks.base import Alert, RunInfo
+from adamwprune.trackers import wandb_server as module
 from adamwprune.trackers.loopback import WandbServer
 from adamwprune.trackers.trackio import trackio
-from adamwprune.trackers.wandb import answers, choose_mode, has_key, wandb
-from adamwprune.trackers.wandb_files import OfflineRun, parse_run, read_payloads, read_run
+from adamwprune.trackers.wandb import wandb
+from adamwprune.trackers.wandb_files import StoredAlert, fragments, parse_run
+from adamwprune.trackers.wandb_server import answers, choose_mode, has_key
+from adamwprune.training.ledger import Ledger
 from tests.helpers import trackio_store
+from tests.helpers.wandb_runs import (
+    SUMMARY,
+    end,
+    expected,
+    follow,
+    kill_after,
+    local,
+    sync_by_hand,
+    wait,
+    wandb_process,  # noqa: F401
+)
 
-package = pytest.importorskip("wandb")
+pytest.importorskip("wandb")
+pytestmark = pytest.mark.usefixtures("wandb_process")
 
 CLOUD = "https://api.forge.coreweave.com"
-SUMMARY = {"status": "finished", "metrics": {"final": {"val/loss": 0.5}, "best": {}}}
+ALL = "all equal"
 LogRows = Callable[..., None]
 MakeRun = Callable[..., RunInfo]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep W&B's process, which all runs here share, away from the user's home, and end it at the end."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        patch.setenv("WANDB_ERROR_REPORTING", "false")
-        package.setup().ensure_service()
-        yield
-        package.teardown()
+def stored_steps(run: RunInfo) -> list[int]:
+    """Steps in all files of the run's id, as often as they are there."""
+    files = fragments(run.directory, run.tracker_id)
+    return sorted(step for file in files for step, _, _ in parse_run(file).series)
 
 
-@pytest.fixture
-def server() -> Iterator[WandbServer]:
-    """Start a server without faults."""
-    with WandbServer() as started:
-        yield started
-
-
-def follow(callback: Callback, run: RunInfo, log: Callable[[], None], exit_code: int = 0) -> dict[str, Any]:
-    """A run from its start to its end; returns the tracker's part of summary.json."""
-    callback.on_train_start(run)
-    log()
-    if exit_code == 0:
-        callback.on_train_end(SUMMARY)
-    callback.close(exit_code)
-    return callback.status()["wandb"]
-
-
-def offline(run: RunInfo) -> OfflineRun:
-    (directory,) = (run.directory / "wandb").glob("offline-run-*")
-    return read_run(directory)
-
-
-def expected(steps: range, **extra: Any) -> list[tuple[int, float, dict[str, Any]]]:
-    return [
-        (
-            step,
-            1764000000 + step / 3,
-            {
-                "train/loss": 1 / (step + 3),
-                "train/lr": 0.1 + step,
-                "sparsity/layer/conv1.weight": step / 7,
-                **extra,
-            },
-        )
-        for step in steps
-    ]
-
-
-# ---- offline
+# ---- one session
 
 
 def test_rows_read_back_bit_equal(run: RunInfo, log_rows: LogRows) -> None:
@@ -87,13 +57,15 @@ def test_rows_read_back_bit_equal(run: RunInfo, log_rows: LogRows) -> None:
     before = dict(os.environ)
     state = follow(wandb(project="p"), run, lambda: log_rows(run, range(300), nan=math.nan, **extra))
     assert dict(os.environ) == before
-    (directory,) = (run.directory / "wandb").glob("offline-run-*")
+    (file,) = fragments(run.directory)
     assert state == {
         **{"state": "closed", "required": False, "sent": 300, "dropped": 0, "errors": {}},
-        **{"mode": "offline", "path": str(directory), "sync": f"wandb sync --yes {directory}"},
+        "parity": f"2700 values at 300 steps, {ALL}",
+        **{"mode": "offline", "path": str(file.parent), "sync": f"wandb sync --yes {file.parent}"},
         "reason": "no key in WANDB_API_KEY or netrc; `wandb login` stores one",
     }
-    stored = read_run(directory)
+    stored = local(run)
+    assert [row["_step"] for row in stored.rows] == list(range(300))
     assert all(math.isnan(row.pop("nan")) for row in stored.rows)
     assert stored.series == expected(range(300), **extra)
     assert {stored.axes[name] for name in (*stored.series[0][2], "nan")} == {"trainer/step"}
@@ -108,10 +80,27 @@ def test_rows_read_back_bit_equal(run: RunInfo, log_rows: LogRows) -> None:
     assert (stored.run.run_id, stored.run.display_name, stored.run.project) == (run.run_id, run.name, "p")
     assert (stored.run.host, stored.run.git.remote_url) == ("", "")
     # The control: a value of the configuration is found so.
-    raw = next(directory.glob("*.wandb")).read_bytes()
+    raw = file.read_bytes()
     assert b"adamwprune.optim.adamw.adamw" in raw
     for secret in (sys.argv[0], os.environ["HOME"], os.getcwd()):
         assert os.fsencode(secret) not in raw
+
+
+def test_parity_sees_what_is_not_in_the_file(run: RunInfo, log_rows: LogRows) -> None:
+    """The control: a value that W&B was not given is missing, one that was changed on its way differs."""
+    callback = wandb()
+    write = callback.backend._write
+
+    def sabotage(entry: Any) -> None:
+        row = {**entry.row, **({"train/lr": 0.0} if entry.step == 3 else {})}
+        if entry.step != 5:
+            write(entry._replace(row=row))
+
+    callback.backend._write = sabotage
+    state = follow(callback, run, lambda: log_rows(run, range(10)))
+    assert (state["state"], state["sent"]) == ("degraded", 10)
+    assert state["parity"] == "of 30 values 3 missing, 1 different; first: step 3 train/lr: 3.1, stored 0"
+    assert "track sync" in state["repair"]
 
 
 def test_both_trackers_hold_what_was_logged(tmp_path: Path, run: RunInfo, log_rows: LogRows) -> None:
@@ -124,41 +113,39 @@ def test_both_trackers_hold_what_was_logged(tmp_path: Path, run: RunInfo, log_ro
         callback.on_train_end(SUMMARY)
     for callback in callbacks:
         callback.close(0)
-    in_wandb = [(step, row) for step, _, row in offline(run).series]
+    in_wandb = [(step, row) for step, _, row in local(run).series]
     in_trackio = trackio_store.read_run(tmp_path / "trackio" / f"{run.project}.db", run.run_id)
     assert in_wandb == [(step, row) for step, _, row in in_trackio.series]
     assert in_wandb == [(step, row) for step, _, row in expected(range(200))]
-    finals = {key: value for key, value in offline(run).summary.items() if key.startswith(("final/", "run/"))}
+    finals = {key: value for key, value in local(run).summary.items() if key.startswith(("final/", "run/"))}
     assert finals == in_trackio.ends[0][1]
 
 
-@pytest.mark.parametrize("exit_code", [1, 7, 75, 130, 143])
-def test_end_state(exit_code: int, run: RunInfo, log_rows: LogRows) -> None:
-    """The exit code as it is, and the mark of a run that was stopped to be continued."""
-    follow(wandb(), run, lambda: log_rows(run, range(3)), exit_code)
-    stored = offline(run)
-    assert stored.exit_code == exit_code
-    assert stored.is_preempting == (exit_code == 75)
-    assert len(stored.series) == 3
-
-
-def test_resumed_run_is_a_second_file_with_the_same_id(
-    run: RunInfo, make_run: MakeRun, log_rows: LogRows
-) -> None:
-    """Preempted at 15, resumed from 10: no row twice and none missing over both files."""
-    follow(wandb(), run, lambda: log_rows(run, range(15)), 75)
-    (first,) = (run.directory / "wandb").glob("offline-run-*")
-    # W&B names a directory by the second: two of one second would be one.
-    first = first.rename(first.with_name(first.name.replace("offline-run-", "offline-run-1")))
-    follow(wandb(), make_run(first_step=10), lambda: log_rows(run, range(10, 20)))
-    files = sorted((run.directory / "wandb").glob("offline-run-*/*.wandb"))
-    stored = [read_run(file.parent) for file in files]
-    assert [part.run.run_id for part in stored] == [run.run_id] * 2
-    assert sorted(row[0] for part in stored for row in part.series) == list(range(20))
+def test_end_states(make_run: MakeRun, log_rows: LogRows) -> None:
+    """The exit code as it is, the mark of a run that was stopped to be continued, the alerts in order."""
+    for exit_code in (1, 2, 4, 6, 7, 75, 130, 137, 143):
+        run = make_run(f"{exit_code:012x}", tags=("dense", "v2"), notes="what it is for")
+        callback = wandb()
+        callback.on_train_start(run)
+        log_rows(run, range(3))
+        ledger = Ledger(run.directory / "metrics.jsonl", step=2)
+        ledger.alert(2, 1764000000.0, Alert("loss_spike", "warn", "loss spike", "train/loss is 7"))
+        ledger.alert(2, 1764000001.0, Alert("end", "error", "ended " * 20, "at step 2"))
+        assert end(callback, exit_code)["state"] == "closed"
+        stored = local(run)
+        assert stored.exit_code == exit_code
+        assert stored.is_preempting == (exit_code == 75)
+        assert len(stored.series) == 3
+        assert stored.alerts == [
+            StoredAlert("WARN", "loss spike", "step 2: train/loss is 7"),
+            StoredAlert("ERROR", ("ended " * 20)[:63], "step 2: at step 2"),
+        ]
+        assert (list(stored.run.tags), stored.run.notes) == (["dense", "v2"], "what it is for")
 
 
 def test_jobs_of_one_process_are_runs_of_one_group(make_run: MakeRun, log_rows: LogRows) -> None:
     """W&B's default returns the previous run: job 2's rows in job 1's run under job 1's configuration."""
+    before = os.environ.get("WANDB_SERVICE")
     runs = [make_run(letter * 12, group="sweep-1") for letter in "abc"]
     callbacks = [wandb() for _ in runs]
     for callback, run in zip(callbacks, runs, strict=True):
@@ -168,94 +155,191 @@ def test_jobs_of_one_process_are_runs_of_one_group(make_run: MakeRun, log_rows: 
     for callback in callbacks:
         callback.close(0)
     for length, run in enumerate(runs, 3):
-        stored = offline(run)
+        stored = local(run)
         assert len(stored.series) == length
         assert (stored.run.run_id, stored.run.run_group, stored.run.job_type) == (
             run.run_id,
             "sweep-1",
             "sweep",
         )
+    assert os.environ.get("WANDB_SERVICE") == before
 
 
 def test_disabled_leaves_no_file(run: RunInfo, log_rows: LogRows) -> None:
     """mode=disabled: for measurements with the tracker's thread but without its work."""
     state = follow(wandb(mode="disabled"), run, lambda: log_rows(run, range(3)))
-    assert (state["state"], state["mode"]) == ("closed", "disabled")
+    assert (state["state"], state["mode"], state["parity"]) == ("closed", "disabled", None)
+    assert "path" not in state
     assert not (run.directory / "wandb").exists()
+    assert wandb().backend.read_back(run) is None  # in another process, too
 
 
-def test_dead_service_is_a_state(run: RunInfo, make_run: MakeRun, log_rows: LogRows) -> None:
-    """W&B's process killed in mid-run: a state, nothing raises, and the next run works. How many rows
-    still went into the dead connection is not the same twice."""
+def test_offline_makes_no_connection(
+    make_run: MakeRun, log_rows: LogRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By configuration and by environment, with a key and a server; the control: `auto` asks it."""
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setattr(module, "PROBE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        listener.settimeout(0.5)
+        for letter, mode, environment in (("a", "offline", "online"), ("b", "auto", "offline")):
+            monkeypatch.setenv("WANDB_MODE", environment)
+            run = make_run(letter * 12)
+            state = follow(wandb(mode=mode), run, lambda run=run: log_rows(run, range(3)))
+            assert (state["state"], state["mode"]) == ("closed", "offline")
+        with pytest.raises(TimeoutError):
+            listener.accept()
+        monkeypatch.delenv("WANDB_MODE")
+        run = make_run("c" * 12)
+        assert follow(wandb(), run, lambda: log_rows(run, range(3)))["reason"].startswith("no answer")
+        listener.accept()[0].close()
+
+
+# ---- several sessions
+
+
+def test_a_resumed_run_is_a_second_file_with_the_same_id(
+    run: RunInfo, make_run: MakeRun, log_rows: LogRows
+) -> None:
+    """Preempted at 15, resumed from 10: no row twice and none missing over both files, W&B's numbers go
+    on, and one line uploads both."""
+    follow(wandb(), run, lambda: log_rows(run, range(15)), 75)
+    state = follow(wandb(), make_run(first_step=10, is_continued=True), lambda: log_rows(run, range(10, 20)))
+    files = fragments(run.directory)
+    stored = [parse_run(file) for file in files]
+    assert [part.run.run_id for part in stored] == [run.run_id] * 2
+    assert [row["_step"] for part in stored for row in part.rows] == list(range(20))
+    assert [step for part in stored for step, _, _ in part.series] == list(range(20))
+    assert state["sync"] == f"wandb sync --yes {files[0].parent} {files[1].parent}"
+    assert (state["sent"], state["parity"]) == (5, f"60 values at 20 steps, {ALL}")
+
+
+def test_what_a_session_lost_is_filled_by_the_next(
+    run: RunInfo, make_run: MakeRun, log_rows: LogRows
+) -> None:
+    """A torn file and a hole: exactly what no file has; alerts of the first session are not sent again."""
+    ledger = Ledger(run.directory / "metrics.jsonl")
     callback = wandb()
     callback.on_train_start(run)
-    log_rows(run, range(5))
-    while callback.status()["wandb"]["sent"] < 5:
-        time.sleep(0.01)
-    callback.backend._package.setup().ensure_service()._proc._process.kill()
-    log_rows(run, range(5, 30))
-    callback.close(0)
-    state = callback.status()["wandb"]
-    assert state["state"] == "degraded"
-    assert state["sent"] + state["dropped"] == 30
-    assert any("ConnectionResetError" in kind for kind in state["errors"])
-    following = make_run("f" * 12)
-    assert follow(wandb(), following, lambda: log_rows(following, range(3)))["state"] == "closed"
-
-
-# ---- the reader of .wandb files
-
-
-@pytest.fixture(scope="module")
-def wandb_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Record a run of several 32 KiB blocks, written by W&B itself."""
-    directory = tmp_path_factory.mktemp("reader")
-    settings = package.Settings(mode="offline", console="off", silent=True, x_disable_stats=True)
-    run = package.init(dir=str(directory), project="p", reinit="create_new", settings=settings)
-    for step in range(400):
-        run.log({f"metric-{step % 7}/value": step / 3, "text": "x" * 200})
-    run.finish(exit_code=3)
-    (file,) = directory.glob("wandb/offline-run-*/*.wandb")
-    assert read_run(file.parent).exit_code == 3
-    return file
-
-
-def test_reader_reads_across_blocks(wandb_file: Path) -> None:
-    """Records split at block borders are joined; W&B's own numbering confirms that none is missing."""
-    stored = parse_run(wandb_file)
-    assert wandb_file.stat().st_size > 3 * 32 * 1024
-    assert [row["_step"] for row in stored.rows] == list(range(400))
-    assert [row[f"metric-{step % 7}/value"] for step, row in enumerate(stored.rows)] == [
-        s / 3 for s in range(400)
+    ledger.alert(0, 1764000000.0, Alert("disk_low", "warn", "disk low", "1 GiB"))
+    log_rows(run, range(100))
+    end(callback, 143)
+    (file,) = fragments(run.directory)
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2])
+    first = stored_steps(run)
+    assert 10 < len(first) < 90
+    log_rows(run, range(100, 110))  # of a session that W&B never heard of
+    continued = make_run(first_step=110, is_continued=True)
+    state = follow(wandb(), continued, lambda: log_rows(run, range(110, 120)))
+    assert stored_steps(run) == list(range(120))
+    assert (state["sent"], state["parity"]) == (120 - len(first), f"360 values at 120 steps, {ALL}")
+    assert [alert.title for part in map(parse_run, fragments(run.directory)) for alert in part.alerts] == [
+        "disk low"
     ]
 
-
-def test_reader_stops_at_a_torn_tail(tmp_path: Path, wandb_file: Path) -> None:
-    """The control: a file cut at any of many places yields a prefix of its records, and no exit code."""
-    data = wandb_file.read_bytes()
-    records = list(read_payloads(wandb_file))
-    torn = tmp_path / "torn.wandb"
-    for cut in range(7, len(data), 4999):
-        torn.write_bytes(data[:cut])
-        found = list(read_payloads(torn))
-        assert found == records[: len(found)]
-        assert parse_run(torn).exit_code is None
+    fragments(run.directory)[0].unlink()  # a hole from the beginning on
+    assert stored_steps(run)[0] > 10
+    follow(wandb(), make_run(first_step=120, is_continued=True), lambda: None)
+    assert stored_steps(run) == list(range(120))
 
 
-def test_reader_notices_damage(tmp_path: Path, wandb_file: Path) -> None:
-    """The control: one flipped bit ends the reading there; another kind of file is refused."""
-    data = bytearray(wandb_file.read_bytes())
-    (length,) = struct.unpack_from("<H", data, 11)
-    data[7 + 7 + length + 7] ^= 1  # the first byte of the second record's data
-    damaged = tmp_path / "damaged.wandb"
-    damaged.write_bytes(data)
-    assert len(list(read_payloads(damaged))) == 1
-    damaged.write_bytes(b"SQLite format 3")
-    with pytest.raises(ValueError, match=r"not a \.wandb file"):
-        list(read_payloads(damaged))
+def test_after_a_rewind_there_is_a_new_run(run: RunInfo, make_run: MakeRun, log_rows: LogRows) -> None:
+    """W&B cannot take rows back: `<run id>-r1` has all that counts, from the first step on."""
+    follow(wandb(), run, lambda: log_rows(run, range(15)), 75)
+    ledger = Ledger(run.directory / "metrics.jsonl", step=9, exact=False)
+    ledger.close()
+    rewound = make_run(first_step=9, is_continued=True, rewinds=1)
+    state = follow(wandb(), rewound, lambda: log_rows(run, range(10, 20)))
+    assert stored_steps(rewound) == list(range(20))
+    assert stored_steps(run) == list(range(15))
+    (file,) = fragments(run.directory, f"{run.run_id}-r1")
+    assert state["sync"] == f"wandb sync --yes {file.parent}"
+    assert (state["state"], state["parity"]) == ("closed", f"60 values at 20 steps, {ALL}")
+
+
+@pytest.mark.slow
+def test_killed_resumed_and_uploaded_by_hand(
+    run: RunInfo, make_run: MakeRun, log_rows: LogRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL offline, a second session, the printed line: the server has every row once; a second time
+    it sends nothing."""
+    kill_after(run, steps=200, seconds=0.0)
+    assert len(stored_steps(run)) < 200
+    state = follow(wandb(), make_run(is_continued=True, first_step=199), lambda: None)
+    assert stored_steps(run) == list(range(200))
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    with WandbServer() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        for _ in range(2):
+            said = sync_by_hand(state["sync"])
+            assert [row["trainer/step"] for row in server.run.rows] == list(range(200))
+            assert [row["_step"] for row in server.run.rows] == list(range(200))
+            assert server.run.exit_code == 0
+        assert "No runs to sync" in said
+
+
+# ---- W&B's own process
+
+
+def kill_process() -> None:
+    """SIGKILL W&B's process; of an earlier one only its exit code may be left."""
+    alive = [
+        child
+        for child in psutil.Process().children()
+        if child.name() == "wandb-core" and child.status() != psutil.STATUS_ZOMBIE
+    ]
+    assert len(alive) == 1
+    alive[0].kill()
+    alive[0].wait(5)
+
+
+def test_a_run_outlives_the_death_of_its_process(run: RunInfo, make_run: MakeRun, log_rows: LogRows) -> None:
+    """Killed in mid-run, and again at the end: each time another session fills what went with it, so the
+    run is whole; another run of the same process is, too."""
+    callback, other = wandb(), wandb()
+    neighbour = make_run("f" * 12)
+    callback.on_train_start(run)
+    other.on_train_start(neighbour)
+    log_rows(run, range(5))
+    log_rows(neighbour, range(3))
+    wait(callback, sent=5)
+    wait(other, sent=3)
+    kill_process()
+    log_rows(run, range(5, 30))
+    ledger = Ledger(run.directory / "metrics.jsonl", step=29)
+    ledger.alert(29, 1764000000.0, Alert("disk_low", "warn", "disk low", "1 GiB"))
+    wait(callback, sent=30)
+    kill_process()
+    state = end(callback)
+    assert (state["state"], state["sent"], state["dropped"]) == ("closed", 30, 0)
+    assert state["parity"] == f"90 values at 30 steps, {ALL}"
+    assert list(state["errors"]) == ["log ConnectionError"]
+    assert len(fragments(run.directory)) == 3
+    assert set(stored_steps(run)) == set(range(30))
+    last = parse_run(fragments(run.directory)[-1])
+    assert (last.exit_code, last.summary["final/val/loss"]) == (0, 0.5)
+    assert [alert.title for alert in last.alerts] == ["disk low"]
+    assert end(other)["parity"] == f"9 values at 3 steps, {ALL}"
+
+
+def test_a_new_run_finds_a_dead_process(make_run: MakeRun, log_rows: LogRows) -> None:
+    """Which nobody had noticed."""
+    for letter in "ab":
+        run = make_run(letter * 12)
+        assert follow(wandb(), run, lambda run=run: log_rows(run, range(3)))["state"] == "closed"
+        kill_process()
 
 
 # ---- online or not
+
+
+@pytest.fixture
+def server() -> Iterator[WandbServer]:
+    """Start a server without faults."""
+    with WandbServer() as started:
+        yield started
 
 
 @pytest.mark.parametrize(
@@ -320,7 +404,7 @@ def test_key_in_netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_probe_of_a_server(status: int, is_alive: bool, server: WandbServer) -> None:
     """Any answer but a server's own error counts: the probe carries no key, so it may be refused."""
-    server.fault = lambda operation: status
+    server.fail = lambda operation: status
     assert answers(server.url) == is_alive
 
 
@@ -332,69 +416,5 @@ def test_probe_without_a_server(monkeypatch: pytest.MonkeyPatch, server: WandbSe
         assert not answers(f"http://127.0.0.1:{port}"), "accepted, never answered"
     assert not answers(f"http://127.0.0.1:{port}")
     assert not answers("nonsense")
-    server.fault = lambda operation: server.is_over.wait() and None
+    server.fail = server.hang
     assert not answers(server.url)
-
-
-@pytest.fixture
-def _key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-
-
-@pytest.mark.usefixtures("_key")
-def test_online_rows_arrive(run: RunInfo, log_rows: LogRows, server: WandbServer) -> None:
-    """The server has every row, configuration, summary and exit code; nothing is left to upload."""
-    callback = wandb(project="p", entity="someone", base_url=server.url)
-    state = follow(callback, run, lambda: log_rows(run, range(300)))
-    assert (state["state"], state["mode"], state["sent"]) == ("closed", "online", 300)
-    assert "sync" not in state
-    got = [(row["trainer/step"], row["train/loss"], row["_timestamp"]) for row in server.rows]
-    assert got == [(step, row["train/loss"], time) for step, time, row in expected(range(300))]
-    assert server.config["optimizer"]["value"]["target"] == "adamwprune.optim.adamw.adamw"
-    assert server.summary["final/val/loss"] == 0.5
-    assert server.exit_code == 0
-    assert (server.variables["entity"], server.variables["project"]) == ("someone", "p")
-
-
-@pytest.mark.usefixtures("_key")
-def test_online_start_that_fails_becomes_an_offline_run(
-    run: RunInfo, log_rows: LogRows, server: WandbServer
-) -> None:
-    """A key that the server does not know: recorded offline under the same id, with the line to upload."""
-    server.fault = lambda operation: 401
-    state = follow(wandb(base_url=server.url), run, lambda: log_rows(run, range(30)))
-    assert (state["state"], state["mode"], state["sent"]) == ("closed", "offline", 30)
-    assert state["reason"].startswith(server.url)
-    assert state["sync"] == f"wandb sync --yes {state['path']}"
-    assert offline(run).series == expected(range(30))
-    assert offline(run).run.run_id == run.run_id
-
-
-@pytest.mark.usefixtures("_key")
-def test_server_that_hangs_at_the_end_costs_the_deadline(
-    run: RunInfo, log_rows: LogRows, server: WandbServer
-) -> None:
-    """W&B alone would wait for ever; the state says so, with the line that uploads the run later."""
-    callback = wandb(base_url=server.url, finish_timeout=1.5)
-    callback.on_train_start(run)
-    while callback.status()["wandb"]["state"] != "open":
-        time.sleep(0.01)
-    server.fault = lambda operation: server.is_over.wait() and None
-    log_rows(run, range(30))
-    started = time.monotonic()
-    callback.close(0)
-    assert time.monotonic() - started < 10
-    state = callback.status()["wandb"]
-    assert (state["state"], state["sent"]) == ("degraded", 30)
-    assert "finish TimeoutError" in state["errors"]
-    assert state["sync"] == f"wandb sync --yes --include-online {state['path']}"
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("_key")
-def test_online_by_order_without_a_server(run: RunInfo, log_rows: LogRows) -> None:
-    """mode=online is not probed: W&B gives up after init_timeout and 10 s, then the run is offline."""
-    callback = wandb(mode="online", base_url="http://127.0.0.1:9", init_timeout=1.0)
-    state = follow(callback, run, lambda: log_rows(run, range(30)))
-    assert (state["state"], state["mode"]) == ("closed", "offline")
-    assert offline(run).series == expected(range(30))

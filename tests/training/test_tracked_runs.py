@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from adamwprune.callbacks.console import Console
 from adamwprune.errors import Preempted, RunError
 from adamwprune.trackers import wandb_files
+from adamwprune.trackers.trackio import Trackio
 from adamwprune.training import run as run_module
 from adamwprune.training.run import train
 from tests.helpers import trackio_store
@@ -130,3 +132,22 @@ def test_two_ranks_make_one_run_in_each_store(tmp_path):
     assert [step for step, _ in series((step, row) for step, _, row in trackio.rows)] == truth
     assert len(wandb.rows) == len(truth)
     assert len(list((directory / "wandb").glob("offline-run-*"))) == 1
+
+
+def test_the_stop_button_of_a_tracker_saves_and_stops_the_run(tmp_path, monkeypatch):
+    """Pressed after ten steps: exit 75 with a checkpoint of the next; the resumed run goes on to its end."""
+    config, directory = start(tmp_path / "run", *TRACKED, "tracker=trackio")
+    real = Console.on_step_end
+
+    def press(self, step):
+        real(self, step)
+        if step == 10:
+            monkeypatch.setattr(Trackio, "is_stop_requested", True)
+
+    monkeypatch.setattr(Console, "on_step_end", press)
+    with pytest.raises(Preempted, match="stop button: stopped and saved at step 10"):
+        train(config, directory)
+    assert summary(directory)["exit_code"] == 75
+    monkeypatch.setattr(Trackio, "is_stop_requested", False)
+    train(config, directory)
+    assert summary(directory)["steps"] == 24

@@ -1,0 +1,1 @@
+"""Runs and their trackers from outside: `python -m adamwprune.track`."""
