@@ -32,8 +32,10 @@ WINDOW, FEWEST = 50, 10
 # Nats above the median from which a loss can be a spike: 10 % of perplexity. A quiet plateau, or a loss
 # near 0, has deviations so small that any of its rows would be many of them away.
 LEAST_SPIKE = 0.1
-# Rows in a row that are slow before it is a drop: a start, a compilation, a hiccup are over sooner.
+# Rows in a row that are slow, and seconds from the first to the last of them, before it is a drop: a
+# start, a compilation, a hiccup, the import of a tracker are over sooner.
 SLOW_ROWS = 3
+SLOW_SECONDS = 10.0
 # Seconds between two looks at the disk.
 DISK_EVERY = 30.0
 
@@ -199,24 +201,26 @@ class StalledSparsity:
 
 
 class ThroughputDrop:
-    """SLOW_ROWS rows in a row lose more than `limit` of the median throughput of the rows before them."""
+    """SLOW_ROWS rows in a row, over SLOW_SECONDS, lose more than `limit` of the median throughput before."""
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
         self._before: deque[float] = deque(maxlen=WINDOW)
-        self._slow = 0
+        self._slow, self._since = 0, 0.0
 
     def check(self, step: int, time: float, row: Row) -> Alert | None:
         """Compare the throughput of the row, in whichever unit, with its history."""
         rates = [(key, rate) for key in RATES if (rate := number(row, key)) is not None]
-        return self._compare(*rates[0]) if rates else None
+        return self._compare(time, *rates[0]) if rates else None
 
-    def _compare(self, key: str, rate: float) -> Alert | None:
+    def _compare(self, time: float, key: str, rate: float) -> Alert | None:
         before = list(self._before)
         self._before.append(rate)
         usual = median(before) if len(before) >= FEWEST else 0.0
         self._slow = self._slow + 1 if 0.0 <= rate < (1.0 - self._limit) * usual else 0
-        if self._slow < SLOW_ROWS:
+        if self._slow <= 1:
+            self._since = time
+        if self._slow < SLOW_ROWS or time - self._since < SLOW_SECONDS:
             return None
         unit = key.removeprefix("perf/").replace("_per_", " a ")
         return Alert(

@@ -303,6 +303,13 @@ def test_no_alert_for_a_start_a_hiccup_or_a_small_loss(values):
     assert said(watch(throughput_drop=0.5), rates(values)) == []
 
 
+def test_many_slow_rows_within_a_moment_are_a_hiccup():
+    """Rows of single steps, 5 ms each: a tracker's import slows some of them; ten seconds of it are told."""
+    values = rates([1000.0] * 20 + [100.0] * 10 + [1000.0] * 20)
+    assert said(watch(throughput_drop=0.5), values, every=0.005) == []
+    assert said(watch(throughput_drop=0.5), values, every=1.2) == [(30, "throughput_drop")]
+
+
 def test_rows_without_throughput_do_not_count():
     """Evaluations and mask updates have rows of their own."""
     rows = [row for rate in rates([1000.0] * 20 + [400.0] * 3) for row in (rate, {"val/loss": 1.0})]
