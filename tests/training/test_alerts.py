@@ -214,6 +214,15 @@ def test_an_update_that_waits_is_no_stall():
     assert said(watch(plan=planned, stalled_updates=1), rows) != []
 
 
+def test_a_sparsity_that_rises_behind_its_plan_is_no_stall():
+    """Every update raises it, to 95 % of what is planned; control: it says so when no update is left."""
+    planned = mask_plan(Plan(linear, 0.9, 0.0, 20, 120, 10))
+    rows = [{"sparsity/global": 0.95 * planned.sparsity(step)} for step in range(1, 201)]
+    looking = watch(plan=planned, stalled_updates=2)
+    assert said(looking, rows[:139]) == []
+    assert said(looking, rows[139:], first=140)[0] == (140, "stalled_sparsity")
+
+
 @pytest.mark.parametrize("schedule", [oneshot, zhu_gupta])
 def test_a_run_that_ends_below_its_target_says_so(schedule):
     """The last update is lost: time goes on in updates after it, so the second that is missed is told."""

@@ -189,7 +189,7 @@ def test_devices_visible_by_name(machine):
     assert [devices.find(nvml, i) for i in range(2)] == [boards[2], boards[0]]
 
 
-def test_a_slice_is_read_and_its_board_is_not(machine):
+def test_a_slice_is_read_and_its_board_is_not(machine, monkeypatch):
     """MIG: CUDA's properties may name the board, whose other slices belong to others."""
     board = Board("a", divided=True)
     mine = Board("b", prefix="MIG-", watts=[None], utilisation=[None], celsius=[None], gib=[7])
@@ -198,6 +198,9 @@ def test_a_slice_is_read_and_its_board_is_not(machine):
     assert {name for name in row if "gpu" in name} == {"memory/gpu0_gib"}, "all that a slice tells"
     assert row["memory/gpu0_gib"] == 7.0
     assert board.reads == 0
+    machine([board, mine], cuda_order=[board])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mine.name)
+    assert devices.find(nvml, 0) is mine, "the slice that is visible, whatever CUDA's properties name"
     machine([board, mine], cuda_order=[mine])
     assert devices.find(nvml, 0) is mine, "CUDA names the slice itself, without a prefix"
     machine([board, mine], cuda_order=[board])
