@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.types import RunMode
@@ -41,6 +42,14 @@ def exit_codes() -> Iterator[None]:
     except Exception:
         traceback.print_exc()
         _leave(1)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of the other commands whose errors are one line and exit code 2, as everywhere."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse."""
+        raise ConfigError(f"{message}; see {self.prog} --help")
 
 
 def _leave(code: int) -> None:

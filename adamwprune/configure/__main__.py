@@ -14,13 +14,12 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from adamwprune.callbacks.console import Terminal
-from adamwprune.command_line import exit_codes
+from adamwprune.command_line import Parser, exit_codes
 from adamwprune.composition import CONF_DIR, complete, compose, to_config
 from adamwprune.config import Config, flatten, to_plain
 from adamwprune.configure import experiments, stored, tracking, variables
 from adamwprune.configure.variables import Given
 from adamwprune.errors import ConfigError
-from adamwprune.export.__main__ import Parser
 from adamwprune.ranges import shown
 from adamwprune.run_directory import shown_path
 

@@ -8,23 +8,15 @@ python -m adamwprune.export outputs/DATE/RUN --checkpoint 1000          an earli
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from adamwprune.command_line import exit_codes
+from adamwprune.command_line import Parser, exit_codes
 from adamwprune.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from adamwprune.export.run import Row, Source
 
 FORMATS = ("dense", "bitmask", "csr", "2:4")
-
-
-class Parser(argparse.ArgumentParser):
-    """One line and exit code 2, as everywhere."""
-
-    def error(self, message: str) -> NoReturn:
-        """Called by argparse."""
-        raise ConfigError(f"{message}; see {self.prog} --help")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

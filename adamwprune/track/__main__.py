@@ -12,10 +12,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from adamwprune.command_line import exit_codes
+from adamwprune.command_line import Parser, exit_codes
 from adamwprune.composition import CONF_DIR, given_keys
 from adamwprune.errors import ConfigError
-from adamwprune.export.__main__ import Parser
 
 # Options of conf/tracker that are one tracker each.
 TRACKERS = tuple(

@@ -90,10 +90,13 @@ def make_whole(
     after = before | {name: check(tracker, run) for name, tracker in incomplete.items()}
     for name, found in after.items():
         print(f"  {name}: {_said_of(before[name])}{found}")
+        for kind, error in states.get(name, {}).get("errors", {}).items():
+            print(f"  {name}: {kind}: {error['first']}")
     if states:
         summary["trackers"] = {**summary.get("trackers", {}), **states}
         write_json(run.directory / SUMMARY, summary)
-    return all(found.is_whole for found in after.values())
+    are_closed = all(state["state"] == "closed" for state in states.values())
+    return are_closed and all(found.is_whole for found in after.values())
 
 
 def _said_of(before: Check) -> str:

@@ -53,7 +53,7 @@ class Backend:
         raise NotImplementedError
 
     def alert(self, entry: AlertEntry) -> None:
-        """Show an alert; the default is a tracker that has none."""
+        """Show an alert, unless it was shown before; the default is a tracker that has none."""
 
     def forget(self, lines: Collection[int]) -> None:
         """Remove rows by their line numbers, which a rewind took back.

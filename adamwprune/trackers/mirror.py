@@ -179,13 +179,14 @@ class Mirror(Callback):
 
     def _send_batch(self, batch: list[Entry | AlertEntry]) -> bool:
         """Rows together, then the alerts among them; whether the tracker took them."""
-        last_step = -1 if self.backend.idempotent else self.backend.last_step
-        new = [entry for entry in batch if last_step is None or entry.step > last_step]
-        rows = [entry for entry in new if isinstance(entry, Entry)]
+        last_step = None if self.backend.idempotent else self.backend.last_step
+        is_all = last_step is None
+        rows = [entry for entry in batch if isinstance(entry, Entry) and (is_all or entry.step > last_step)]
         if rows and not self._send(rows):
             return False
-        for entry in new:
-            if isinstance(entry, AlertEntry):
+        for entry in batch:
+            # Of the last step too: a run that was killed is said to be so after its last row.
+            if isinstance(entry, AlertEntry) and (is_all or entry.step >= last_step):
                 self._call("alert", self.backend.alert, entry)  # an alert that fails holds up no row
         self._position = batch[-1].end
         return True

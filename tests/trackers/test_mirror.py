@@ -635,6 +635,22 @@ def test_a_tracker_that_knows_its_last_step_is_filled_from_there(
     assert empty.steps == list(range(20))
 
 
+def test_an_alert_after_the_last_row_reaches_a_tracker_that_has_all_rows(
+    run: RunInfo, make_run: Callable[..., RunInfo], log_rows: Callable[..., None]
+) -> None:
+    """The end of a killed run, which another process writes; earlier alerts are known."""
+    log_rows(run, range(4))
+    ledger = Ledger(run.directory / "metrics.jsonl", 3)
+    for step in (2, 3):
+        ledger.alert(step, 5.0, Alert("end", "error", "killed, exit code 137", f"at step {step}"))
+    ledger.close()
+    store = Store(idempotent=False)
+    store.last_step = 3
+    copy(store, make_run(is_continued=True))
+    assert [entry.step for entry in store.alerts] == [3]
+    assert store.steps == []
+
+
 def test_alerts_reach_a_tracker_and_a_failing_one_holds_up_no_row(
     run: RunInfo, log_rows: Callable[..., None]
 ) -> None:

@@ -31,7 +31,7 @@ def test_each_difference_is_counted_and_the_first_is_named(truth, data) -> None:
     assert (extra.missing, extra.extra, extra.different) == (0, 1, 0)
     changed = compare({**truth, at: 1.0}, {**truth, at: math.nextafter(1.0, 2.0)})
     assert (changed.missing, changed.extra, changed.different) == (0, 0, 1)
-    assert not (missing.is_equal or extra.is_equal or changed.is_equal)
+    assert [missing.is_equal, extra.is_equal, changed.is_equal] == [False] * 3
 
 
 def test_what_counts_as_the_same() -> None:
