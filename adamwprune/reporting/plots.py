@@ -18,8 +18,11 @@ def plot_run(metrics_file: Path, png_file: Path, title: str) -> None:
     rows = read_rows(metrics_file)
     second = next((name for name in METRICS if any(name in row for row in rows)), None)
     panels = [LOSSES, *([(second,)] if second else []), (SPARSITY,)]
-    figure = Figure(figsize=(7, 2.4 * len(panels)), layout="constrained")
+    height = 2.4 * len(panels)
+    figure = Figure(figsize=(7, height), dpi=120)
     FigureCanvasAgg(figure)
+    # By hand: matplotlib's own search for margins draws everything twice.
+    figure.subplots_adjust(left=0.11, right=0.97, bottom=0.45 / height, top=1 - 0.35 / height, hspace=0.12)
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     figure.suptitle(title, fontsize=10)
     for axis, names in zip(axes, panels, strict=True):
@@ -32,9 +35,10 @@ def plot_run(metrics_file: Path, png_file: Path, title: str) -> None:
         if names == (SPARSITY,):
             axis.set_ylim(-2, 102)
         axis.grid(alpha=0.3)
-    axes[0].legend(frameon=False)
+    axes[0].legend(frameon=False, loc="upper right")
     axes[-1].set_xlabel("optimizer step")
-    figure.savefig(png_file, dpi=120)
+    figure.align_ylabels(axes)
+    figure.savefig(png_file)
 
 
 def _label(name: str) -> str:

@@ -94,8 +94,9 @@ def train(config: Config, directory: Path) -> float:
             print_summary(summary)
             _check_required_trackers(summary)
         # DDP must go before the process group that it talks through: else its end may wait for ever.
-        run.training = None
-        gc.collect()
+        if ranks.world_size > 1:
+            run.training = None
+            gc.collect()
         return float(summary["metrics"]["final"]["val/loss"])
 
 

@@ -12,6 +12,7 @@ import pytest
 from adamwprune.errors import CheckpointError
 from adamwprune.track.__main__ import main
 from adamwprune.track.import_wandb import read_wandb
+from adamwprune.trackers.wandb_files import read_run
 from tests.helpers import trackio_store
 from tests.track.made import PROJECT
 
@@ -39,7 +40,9 @@ def write_foreign(folder: Path, run_id: str = "uq27ti54", steps: range = range(5
         run.log({"loss": bad, "nested": {"a": step}, "histogram": wandb.Histogram([1, 2, 3])}, step=10 * step)
     run.summary["note"] = "the best of all"
     run.finish(exit_code=0 if end else 3)
-    return Path(run.settings.sync_dir)
+    directory = Path(run.settings.sync_dir)
+    read_run(directory)  # until it is whole: W&B's process may write the end a moment later
+    return directory
 
 
 def stored(run_id: str, project: str) -> trackio_store.StoredRun:
