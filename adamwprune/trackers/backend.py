@@ -7,6 +7,7 @@ A new tracker is one module with a subclass of `Backend`, a function that return
 import ast
 import importlib.util
 import os
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,6 +72,11 @@ class Backend:
         May be called without open(), for a run of an earlier process.
         """
         return None
+
+
+def is_exact_number(value: Any) -> bool:
+    """What trackers of float64 series keep: floats, and integers and booleans that float64 holds."""
+    return isinstance(value, float) or (isinstance(value, int) and float(value) == value)
 
 
 def state_file(directory: Path, name: str) -> Path:
@@ -143,7 +149,7 @@ def _set_environment(values: Mapping[str, str | None]) -> None:
 
 
 def missing_packages(nodes: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Trackers of the configuration whose package is not installed, with the line that installs it.
+    """Trackers of the configuration whose packages are not installed, with the line that installs them.
 
     Looks packages up without importing them; what a tracker needs is the constant PACKAGES of
     its module, `{import name: requirement}`, read from the source text.
@@ -151,12 +157,13 @@ def missing_packages(nodes: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, 
     Args:
         nodes: the `tracker` node of the configuration, `{name: {"_target_": ..., ...}}`.
     """
-    return [
-        (name, f"pip install '{requirement}'")
-        for name, node in nodes.items()
-        for package, requirement in _required_packages(node["_target_"].rpartition(".")[0]).items()
-        if importlib.util.find_spec(package) is None
-    ]
+    found = []
+    for name, node in nodes.items():
+        packages = _required_packages(node["_target_"].rpartition(".")[0])
+        missing = [text for package, text in packages.items() if importlib.util.find_spec(package) is None]
+        if missing:
+            found.append((name, f"pip install {' '.join(map(shlex.quote, missing))}"))
+    return found
 
 
 def _required_packages(module: str) -> dict[str, str]:

@@ -220,7 +220,7 @@ class Mirror(Callback):
             return True
         if not self.backend.idempotent or self._parity is None:
             return False
-        self._position, self._sent = BEGINNING, 0
+        self._position, self._sent, self._dropped = BEGINNING, 0, 0
         return self._send_all() and self._is_equal()
 
     def _is_equal(self) -> bool:

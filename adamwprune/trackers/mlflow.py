@@ -25,7 +25,14 @@ from adamwprune.callbacks.base import Callback, Row, RunInfo
 from adamwprune.config import flatten
 from adamwprune.ranges import Positive
 from adamwprune.run_directory import METRICS
-from adamwprune.trackers.backend import Backend, environment, first_line, public_config, recorded_facts
+from adamwprune.trackers.backend import (
+    Backend,
+    environment,
+    first_line,
+    is_exact_number,
+    public_config,
+    recorded_facts,
+)
 from adamwprune.trackers.mirror import Mirror
 from adamwprune.trackers.parity import Series, series
 from adamwprune.trackers.rows import BEGINNING, AlertEntry, Entry, read_rows
@@ -125,7 +132,7 @@ class MLflow(Backend):
 
     def takes(self, value: Any) -> bool:
         """Numbers that float64 holds."""
-        return isinstance(value, float) or (isinstance(value, int) and float(value) == value)
+        return is_exact_number(value)
 
     def read_back(self, run: RunInfo) -> Series:
         """All metrics of the run."""

@@ -29,7 +29,7 @@ from adamwprune.callbacks.base import Callback, Row, RunInfo
 from adamwprune.config import flatten
 from adamwprune.ranges import Positive
 from adamwprune.run_directory import shown_path
-from adamwprune.trackers.backend import Backend, public_config
+from adamwprune.trackers.backend import Backend, is_exact_number, public_config
 from adamwprune.trackers.mirror import Mirror
 from adamwprune.trackers.parity import Series, series
 from adamwprune.trackers.rows import BEGINNING, AlertEntry, Entry
@@ -98,7 +98,7 @@ class TensorBoard(Backend):
 
     def takes(self, value: Any) -> bool:
         """Numbers that float64 holds."""
-        return isinstance(value, float) or (isinstance(value, int) and float(value) == value)
+        return is_exact_number(value)
 
     def read_back(self, run: RunInfo) -> Series:
         """All scalars, exactly."""

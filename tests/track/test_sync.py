@@ -12,6 +12,7 @@ import pytest
 
 from adamwprune import run_directory
 from adamwprune.errors import CheckpointError, ConfigError
+from adamwprune.track import fill
 from adamwprune.track.__main__ import main
 from adamwprune.track.replay import compose_options
 from adamwprune.track.status import look
@@ -137,6 +138,24 @@ def test_a_run_that_is_only_here_is_uploaded_once(
     assert look(directory).stores[0].state == "closed"
     assert run_directory.read_json(directory / "run.json")["config"]["tracker"] == options
     assert "options" not in run_directory.read_json(directory / "trackers" / "wandb.json")
+
+
+def test_an_upload_that_the_server_refuses_is_exit_code_6(
+    make: Make, monkeypatch: pytest.MonkeyPatch, capsys: Out
+) -> None:
+    """All rows are here, none is there; with a server that takes them, the same command sends them."""
+    directory = make("a", "wandb").log(range(1, 11)).end()
+    monkeypatch.setattr(fill, "PATIENCE", 3.0)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    with WandbServer() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        server.fail = lambda operation: 404 if operation == "file_stream" else None
+        assert main(["sync", str(directory)]) == 6
+        assert "  wandb: finish RuntimeError: " in capsys.readouterr().out
+        assert look(directory).stores[0].state == "degraded"
+        server.fail = lambda operation: None
+        assert main(["sync", str(directory)]) == 0
+        assert [row["trainer/step"] for row in server.run.rows] == list(range(1, 11))
 
 
 # ---- code of others
