@@ -54,6 +54,22 @@ def composition(overrides: tuple[str, ...], conf_dir: Path) -> Composition:
     Raises:
         ConfigError: the overrides do not compose.
     """
+    if that_choose(overrides, conf_dir) == overrides:
+        return options_alone(overrides, conf_dir)
+    return _composition(overrides, conf_dir)
+
+
+@functools.lru_cache(maxsize=64)
+def options_alone(overrides: tuple[str, ...], conf_dir: Path) -> Composition:
+    """The composition of overrides that choose options and set no key: it has the defaults of all keys.
+
+    Raises:
+        ConfigError: they do not compose.
+    """
+    return _composition(overrides, conf_dir)
+
+
+def _composition(overrides: tuple[str, ...], conf_dir: Path) -> Composition:
     composed = compose(complete(list(overrides)), conf_dir)
     run = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     plain = OmegaConf.to_container(run, enum_to_str=True)
@@ -74,16 +90,7 @@ def resolved(composed: DictConfig, path: str) -> Any:
         return Unresolved
 
 
-@functools.lru_cache(maxsize=64)
-def options_alone(overrides: tuple[str, ...], conf_dir: Path) -> Composition:
-    """The composition of overrides that choose options and set no key: the defaults of all keys.
-
-    Raises:
-        ConfigError: they do not compose.
-    """
-    return composition(overrides, conf_dir)
-
-
+@functools.cache
 def name_of(override: str) -> str:
     """The key or group that an override sets."""
     return parse([override])[0].get_key_element().lstrip("+")
@@ -107,9 +114,7 @@ def _rank(override: str, conf_dir: Path) -> int:
     return _PART if "/" in name else _GROUP
 
 
-def that_compose(
-    overrides: tuple[str, ...], conf_dir: Path
-) -> tuple[tuple[str, ...], list[tuple[str, str]]]:
+def that_compose(overrides: tuple[str, ...], conf_dir: Path) -> tuple[tuple[str, ...], list[tuple[str, str]]]:
     """The overrides without those that do not compose beside the others, and these with the reason.
 
     Choices of options come first: where a choice and a key do not go together the key is left out.

@@ -14,7 +14,7 @@ from adamwprune.config import Config
 from adamwprune.configure.comments import opening
 from adamwprune.configure.compositions import SEVERAL, WORDS, Composition, Unresolved, resolved
 from adamwprune.configure.entries import Choice, Key, Menu, Option
-from adamwprune.configure.origins import Origin, OptionFile, option_files, option_folders
+from adamwprune.configure.origins import OptionFile, Origin, option_files, option_folders
 from adamwprune.configure.values import as_typed, kind_of
 
 # The group that stands first: it chooses from the others.
@@ -67,7 +67,9 @@ class _Description:
     def _choices(self) -> list[Choice]:
         """The groups of conf/config.yaml, each with those within its chosen option."""
         defaults = yaml.safe_load((self.folders[0] / "config.yaml").read_text(encoding="utf-8"))["defaults"]
-        listed = {name: chosen for item in defaults if isinstance(item, dict) for name, chosen in item.items()}
+        listed = {
+            name: chosen for item in defaults if isinstance(item, dict) for name, chosen in item.items()
+        }
         inner = [str(group).partition("@")[0] for group in self.whole.composed.hydra.runtime.choices]
         groups = [name for name in listed if not name.startswith("optional ") and name != "hydra"]
         return [
@@ -96,7 +98,8 @@ class _Description:
         """Of a group, what its chosen options are; of a section, what it is for."""
         if choice is not None:
             helps = {found.option: opening(found.file) for found in self.files if found.group == choice.group}
-            return " ".join(helps.get(name, "") for name in choice.chosen or ("none",))
+            nothing = f"Nothing chosen; there are {', '.join(option.name for option in choice.options)}."
+            return " ".join(helps.get(name, nothing) for name in choice.chosen or ("none",))
         if path in self.origins and (comment := self.origins[path].comment):
             return comment
         return (get_type_hints(Config)[path].__doc__ or "") if path else (Config.__doc__ or "")

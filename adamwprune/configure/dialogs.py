@@ -14,55 +14,8 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 
+from adamwprune.configure.lists import Lines
 from adamwprune.configure.search import Hit
-
-
-class Lines(OptionList):
-    """A list with one line an entry, and a cursor that shows without colours."""
-
-    DEFAULT_CSS = """
-    Lines, Lines:focus {
-        border: none;
-        padding: 0;
-        height: 1fr;
-        background: ansi_default;
-        background-tint: transparent;
-        text-wrap: nowrap;
-        text-overflow: ellipsis;
-        scrollbar-size-vertical: 1;
-        & > .option-list--option { padding: 0; }
-        & > .option-list--option-highlighted {
-            color: ansi_default; background: ansi_default; text-style: none;
-        }
-    }
-    Lines:focus > .option-list--option-highlighted { text-style: reverse; }
-    """
-
-    def __init__(self, texts: Sequence[str] = (), at: int = 0, *, id: str | None = None) -> None:
-        super().__init__(id=id, markup=False)
-        self.texts: list[str] = []
-        self.show(texts, at)
-
-    def show(self, texts: Sequence[str], at: int = 0) -> None:
-        """Replace all entries, the cursor at one of them."""
-        self.texts = list(texts)
-        self.set_options(f"  {text}" for text in texts)
-        self.highlighted = min(at, len(self.texts) - 1) if self.texts else None
-
-    def watch_highlighted(self, highlighted: int | None) -> None:
-        """Move the mark of the cursor along."""
-        super().watch_highlighted(highlighted)
-        for index, text in enumerate(self.texts):
-            mark = ">" if index == highlighted else " "
-            if str(self.get_option_at_index(index).prompt)[0] != mark:
-                self.replace_option_prompt_at_index(index, f"{mark} {text}")
-
-    def jump_to(self, letter: str, names: Sequence[str]) -> None:
-        """Go to the next entry whose name begins with a letter."""
-        count = len(names)
-        start = (self.highlighted or 0) + 1
-        found = (at % count for at in range(start, start + count) if names[at % count].startswith(letter))
-        self.highlighted = next(found, self.highlighted)
 
 
 class Dialog(ModalScreen[object]):
@@ -73,8 +26,8 @@ class Dialog(ModalScreen[object]):
         align: center middle;
         background: transparent;
         & > Vertical {
-            width: 76;
-            max-width: 100%;
+            width: 100%;
+            max-width: 100;
             height: auto;
             max-height: 100%;
             border: solid ansi_default;
@@ -83,6 +36,10 @@ class Dialog(ModalScreen[object]):
         }
         Static { background: ansi_default; }
         .hint { text-style: dim; }
+        Horizontal { height: 1; margin: 1 0; background: ansi_default; }
+        Horizontal Static { width: 2; }
+        Input { border: none; height: 1; padding: 0; background: ansi_default; text-style: underline; }
+        Input:focus { border: none; background-tint: transparent; }
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,ctrl+c", "leave", show=False)]
@@ -139,10 +96,14 @@ class ChooseOne(Dialog):
         """All of the help that the list has no room for."""
         self.query_one("#help", Static).update(self.items[event.option_index].help)
 
+    def answer(self) -> str | list[str]:
+        """The name of the entry under the cursor."""
+        return self.names[self.query_one(Lines).highlighted or 0]
+
     @on(OptionList.OptionSelected)
     def action_choose(self) -> None:
-        """Take the entry under the cursor."""
-        self.dismiss(self.names[self.query_one(Lines).highlighted or 0])
+        """Take the answer."""
+        self.dismiss(self.answer())
 
     def on_key(self, event: events.Key) -> None:
         """Letters jump, as in menuconfig."""
@@ -165,10 +126,9 @@ class ChooseSeveral(ChooseOne):
         self.chosen ^= {self.names[lines.highlighted or 0]}
         lines.show(self._texts(), lines.highlighted or 0)
 
-    @on(OptionList.OptionSelected)
-    def action_choose(self) -> None:
-        """Take all that are chosen."""
-        self.dismiss([name for name in self.names if name in self.chosen])
+    def answer(self) -> list[str]:
+        """The names of all that are chosen."""
+        return [name for name in self.names if name in self.chosen]
 
 
 class Ask(ChooseOne):
@@ -182,7 +142,8 @@ class Ask(ChooseOne):
 
     def on_key(self, event: events.Key) -> None:
         """A first letter answers."""
-        answers = [name for name in self.names if event.character and name.startswith(event.character)]
+        letter = event.character or "\0"
+        answers = [name for name in self.names if name.lstrip(".").startswith(letter)]
         if len(answers) == 1:
             event.stop()
             self.dismiss(answers[0])
@@ -197,9 +158,7 @@ class Type(Dialog):
 
     DEFAULT_CSS = """
     Type {
-        Input { border: none; height: 1; padding: 0 1; margin: 1 0; background: ansi_default; text-style: underline; }
-        Input:focus { border: none; background-tint: transparent; }
-        #about { height: auto; max-height: 8; }
+        #text { height: auto; max-height: 10; }
         #error { height: auto; max-height: 6; text-style: bold; color: ansi_red; }
     }
     """
@@ -212,8 +171,10 @@ class Type(Dialog):
         """What is asked for, the field, what is wrong."""
         with Vertical() as box:
             box.border_title = self.box_title
-            yield Static(self.about, id="about", markup=False)
-            yield Input(self.text, select_on_focus=False)
+            yield Static(self.about, id="text", markup=False)
+            with Horizontal():
+                yield Static("> ", markup=False)
+                yield Input(self.text, select_on_focus=False)
             yield Static(id="error", markup=False)
             yield Static("Enter take it   Ctrl-U clear   Esc leave as it is", classes="hint", markup=False)
 
@@ -233,8 +194,9 @@ class Read(Dialog):
     DEFAULT_CSS = """
     Read {
         & > Vertical { width: 100%; height: 100%; border: none; padding: 0; }
-        VerticalScroll { height: 1fr; scrollbar-size-vertical: 1; background: ansi_default; }
-        #title { text-style: reverse; width: 100%; }
+        VerticalScroll { height: 1fr; scrollbar-size-vertical: 1; }
+        VerticalScroll { background: ansi_default; scrollbar-background: ansi_default; }
+        #heading { text-style: reverse; width: 100%; }
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [Binding("q,left,question_mark,enter", "leave", show=False)]
@@ -247,7 +209,7 @@ class Read(Dialog):
     def compose(self) -> ComposeResult:
         """Title, text, keys."""
         with Vertical():
-            yield Static(f" {self.box_title}", id="title", markup=False)
+            yield Static(f" {self.box_title}", id="heading", markup=False)
             with VerticalScroll():
                 yield Static(self.text, markup=False)
             yield Static(self.HINT, classes="hint", markup=False)
@@ -275,9 +237,7 @@ class Find(Dialog):
     DEFAULT_CSS = """
     Find {
         & > Vertical { height: 100%; width: 100%; }
-        Input, Input:focus { border: none; height: 1; padding: 0; background: ansi_default; background-tint: transparent; }
-        Horizontal { height: 1; }
-        Lines > .option-list--option-highlighted { text-style: reverse; }
+        Horizontal { margin: 0; }
         #help { height: 3; border-top: solid ansi_default; }
     }
     """

@@ -52,12 +52,12 @@ class Tree:
     conf_dir: Path
 
     def find(self, path: str) -> Menu | Key:
-        """The entry at a dotted path.
+        """The entry at a dotted path, "" for the root.
 
         Raises:
             ConfigError: there is none.
         """
-        found = self.root if path == "" else next((e for _, e in self.root.walk() if e.path == path), None)
+        found = next((entry for entry in (self.root, *self._entries()) if entry.path == path), None)
         if found is None:
             raise ConfigError(f"{path}: this configuration has no such key or group")
         return found
@@ -72,24 +72,46 @@ class Tree:
             raise ConfigError(f"{path}: is a section, not a key")
         return key
 
+    def menu(self, path: str) -> Menu:
+        """The menu at a dotted path.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if not isinstance(menu := self.find(path), Menu):
+            raise ConfigError(f"{path}: is a key")
+        return menu
+
+    def has_menu(self, path: str) -> bool:
+        """Whether there is a menu at a dotted path."""
+        return any(isinstance(entry, Menu) and entry.path == path for entry in (self.root, *self._entries()))
+
+    def menu_of(self, path: str) -> Menu:
+        """The menu that holds an entry; the root where there is no such entry."""
+        return next((menu for menu, entry in self.root.walk() if entry.path == path), self.root)
+
     def choice(self, group: str) -> Choice:
         """The choice of a group such as pruning/scope.
 
         Raises:
             ConfigError: there is no such group.
         """
-        menu = self.find(group.replace("/", "."))
-        if not isinstance(menu, Menu) or menu.choice is None:
+        if (choice := self.menu(group.replace("/", ".")).choice) is None:
             raise ConfigError(f"{group}: is no group")
-        return menu.choice
+        return choice
 
+    def _entries(self) -> list[Menu | Key]:
+        return [entry for _, entry in self.root.walk()]
+
+    @property
     def keys(self) -> list[Key]:
         """All keys, in the order of reading."""
-        return [entry for _, entry in self.root.walk() if isinstance(entry, Key)]
+        return [entry for entry in self._entries() if isinstance(entry, Key)]
 
+    @property
     def choices(self) -> list[Choice]:
         """All groups, in the order of reading."""
-        menus = [entry for _, entry in self.root.walk() if isinstance(entry, Menu)]
+        menus = (entry for entry in self._entries() if isinstance(entry, Menu))
         return [menu.choice for menu in menus if menu.choice is not None]
 
     def with_value(self, path: str, typed: str) -> "Tree":
@@ -116,10 +138,10 @@ class Tree:
         """The tree in which these options of a group are chosen; () for none of them."""
         names = tuple(sorted(names))
         others = _replaced(self.overrides, group, None)
-        if _comes_anyway(group, names, others, self.conf_dir):
+        is_default = _comes_anyway(group, names, others, self.conf_dir)
+        if is_default or (not names and group != SEVERAL):  # Hydra takes no experiment=null
             return build(others, self.conf_dir)
-        nothing = WORDS[0] if group == SEVERAL else "null"
-        value = f"[{','.join(names)}]" if len(names) > 1 else "".join(names) or nothing
+        value = f"[{','.join(names)}]" if len(names) > 1 else "".join(names) or WORDS[0]
         return build(_replaced(self.overrides, group, f"{group}={value}"), self.conf_dir)
 
     def without(self, name: str) -> "Tree":

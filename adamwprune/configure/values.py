@@ -84,10 +84,10 @@ def override_value(path: str, kind: Kind, typed: str, composed: DictConfig) -> t
     """
     if "${" in typed:
         raise ConfigError(f"{path}={typed}: must be a value; an interpolation belongs in a file of conf/")
-    text = _as_override(kind, typed.strip())
+    text = override_text(kind, typed.strip())
     parsed = parse([f"{path}={text}"])
     if parsed[0].is_sweep_override():
-        raise ConfigError(f"{path}={text}: several values need a sweep, `python train.py -m`")
+        raise ConfigError(f"{path}={text}: several values need a sweep; add -m, or quote a list as [a,b]")
     if parsed[0].value() == "???":
         raise ConfigError(f"{path}=???: required; give {path}=VALUE")
     trial = copy.deepcopy(composed)
@@ -113,7 +113,8 @@ def as_typed(value: Any) -> str:
     return ranges.shown(value)
 
 
-def _as_override(kind: Kind, typed: str) -> str:
+def override_text(kind: Kind, typed: str) -> str:
+    """What was typed, as it stands in an override: with the quotes and brackets that were left out."""
     members = _members(kind.annotation)
     lists = [member for member in members if get_origin(member) in (list, tuple)]
     if (typed == "null" and NoneType in members) or (typed.startswith("[") and lists):
@@ -124,7 +125,7 @@ def _as_override(kind: Kind, typed: str) -> str:
 
 
 # Characters that mean themselves in an override, in a file of overrides, and nearly all to a shell.
-_PLAIN_TEXT = re.compile(r"[\w./@%+-]+( [\w./@%+-]+)*")
+_PLAIN_TEXT = re.compile(r"[\w./@%+-]+( [\w./@%+-]+)*", re.ASCII)
 
 
 def _text(typed: str) -> str:
@@ -158,8 +159,10 @@ def _described(member: Any) -> str:
         marks = [str(mark) for mark in arguments[1:] if isinstance(mark, ranges.Range)]
         return " ".join([_described(arguments[0]), *marks])
     if origin in (list, tuple):
-        count = len(arguments) if origin is tuple and ... not in arguments else None
-        return f"list of {f'{count} values' if count else 'values'}, each {Kind(arguments[0]).words}"
+        count = f"{len(arguments)} " if origin is tuple and ... not in arguments else ""
+        noun, _, rest = Kind(arguments[0]).words.partition(" ")
+        plural = f"{noun}s" if noun in _NOUNS.values() else noun
+        return f"list of {count}{plural} {rest}".rstrip()
     if origin is dict:
         return "a part that an option brings"
     if member is not NoneType and (names := _names(member)):
