@@ -11,14 +11,15 @@ All else is answered 404, which W&B 0.31 lives with. `wandb sync` runs against i
         wandb.init(settings=wandb.Settings(base_url=server.url))    # and WANDB_API_KEY, any 40 characters
         server.run.rows
 
-It keeps no history beside the last value of each key and says yes to every key: for tests, and for
-`python -m adamwprune.track test wandb`.
+Any key is good, and nothing outlives the process: for tests, and `python -m adamwprune.track test wandb`.
 """
 
 import base64
 import gzip
 import json
+import math
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,8 +27,8 @@ from typing import Any, NamedTuple
 
 # Seconds between two looks at whether the server is to end.
 POLL = 0.02
-# Who asks and does not say for whom, gets this account.
-ENTITY = "someone"
+# What a run gets that does not say whose it is.
+ENTITY, PROJECT = "someone", "uncategorized"
 
 
 class ServedAlert(NamedTuple):
@@ -54,15 +55,20 @@ class ServedRun:
     rows: list[dict[str, Any]] = field(default_factory=list)  # in order, with W&B's own `_` keys
     summary: dict[str, Any] = field(default_factory=dict)
     alerts: list[ServedAlert] = field(default_factory=list)
+    alerted: dict[str, float] = field(default_factory=dict)  # title -> when, by the monotonic clock
     exit_code: int | None = None  # None: it runs, or its process was killed
     is_preempting: bool = False
     is_stopped: bool = False  # set it to press the stop button of the run's page
 
+    @property
+    def path(self) -> str:
+        """What tells it from all other runs."""
+        return f"{self.entity}/{self.project}/{self.run_id}"
+
     def describe(self) -> dict[str, Any]:
         """The run in the answer to UpsertBucket."""
-        path = f"{self.entity}/{self.project}/{self.run_id}"
         return {
-            "id": _encoded(path),
+            "id": _encoded(self.path),
             "name": self.run_id,
             "displayName": self.name or self.run_id,
             "config": json.dumps(self.config),
@@ -97,6 +103,13 @@ class ServedRun:
         self.config = json.loads(variables.get("config") or "{}") or self.config
         self.summary = json.loads(variables.get("summaryMetrics") or "{}") or self.summary
 
+    def notify(self, variables: dict[str, Any]) -> None:
+        """Send an alert on, unless one of its title came less than `waitDuration` ms ago."""
+        title, now = variables["title"], time.monotonic()
+        if now - self.alerted.get(title, -math.inf) >= variables["waitDuration"] / 1000:
+            self.alerts.append(ServedAlert(variables["severity"], title, variables["text"]))
+            self.alerted[title] = now
+
     def take(self, body: dict[str, Any]) -> None:
         """Take rows at their offset, the summary and the end of the run."""
         files = body.get("files") or {}
@@ -124,7 +137,7 @@ class WandbServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.lock = threading.RLock()
-        self.runs: dict[str, ServedRun] = {}
+        self.runs: dict[str, ServedRun] = {}  # by entity/project/id
         self.operations: list[str] = []  # all requests in their order
         self.fail: Callable[[str], int | None] = lambda operation: None
         self._is_over = threading.Event()
@@ -147,6 +160,11 @@ class WandbServer(ThreadingHTTPServer):
         (run,) = self.runs.values()
         return run
 
+    def __getitem__(self, run_id: str) -> ServedRun:
+        """The only run with this id."""
+        (run,) = (run for run in self.runs.values() if run.run_id == run_id)
+        return run
+
     def hang(self, operation: str) -> None:
         """Never answer: as a value of `fail`, or for some operations only."""
         self._is_over.wait()
@@ -159,26 +177,26 @@ class WandbServer(ThreadingHTTPServer):
                 case "UpsertBucket":
                     return {"data": {"upsertBucket": self._upsert(variables)}}
                 case "RunResumeStatus":
-                    run = self.runs.get(variables["name"])
+                    run = self.runs.get(_path(variables))
                     return {"data": {"model": {"bucket": run and run.position()}}}
                 case "NotifyScriptableRunAlert":
-                    run = self.runs[variables["runName"]]
-                    run.alerts.append(ServedAlert(*(variables[key] for key in ("severity", "title", "text"))))
+                    run = self.runs["/".join(variables[f"{key}Name"] for key in ("entity", "project", "run"))]
+                    run.notify(variables)
                     return {"data": {"notifyScriptableRunAlert": {"success": True}}}
                 case "file_stream":
-                    run = self.runs[path[-2]]
+                    run = self.runs["/".join(path[-4:-1])]
                     run.take(body)
                     return {"exitcode": None, "limits": {}, **({"stopped": True} if run.is_stopped else {})}
         return None
 
     def _upsert(self, variables: dict[str, Any]) -> dict[str, Any]:
-        run_id = variables.get("name") or base64.b64decode(variables["id"]).decode().rpartition("/")[2]
-        is_new = run_id not in self.runs
+        path = base64.b64decode(variables["id"]).decode() if variables.get("id") else _path(variables)
+        is_new = path not in self.runs
         if is_new:
-            where = variables.get("entity") or ENTITY, variables.get("project") or "uncategorized"
-            self.runs[run_id] = ServedRun(run_id, *where)
-        self.runs[run_id].update(variables)
-        return {"inserted": is_new, "bucket": self.runs[run_id].describe()}
+            entity, project, run_id = path.split("/")
+            self.runs[path] = ServedRun(run_id, entity, project)
+        self.runs[path].update(variables)
+        return {"inserted": is_new, "bucket": self.runs[path].describe()}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -239,6 +257,11 @@ def _operation(query: str) -> str:
     """The name of a GraphQL request: the word after `query` or `mutation`."""
     words = query.replace("(", " ").replace("{", " ").split()
     return words[1] if len(words) > 1 else "graphql"
+
+
+def _path(variables: dict[str, Any]) -> str:
+    entity, project = variables.get("entity") or ENTITY, variables.get("project") or PROJECT
+    return f"{entity}/{project}/{variables['name']}"
 
 
 def _encoded(name: str) -> str:

@@ -19,7 +19,7 @@ import os
 import shlex
 import threading
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -35,14 +35,17 @@ from adamwprune.trackers.rows import AlertEntry, Entry, read_entries, read_rows,
 from adamwprune.trackers.wandb_files import (
     STEP,
     StoredAlert,
+    WandbRun,
     fragments,
     is_offline,
     is_synced,
     mark_synced,
+    mend,
     parse_run,
     read_run,
+    started,
 )
-from adamwprune.trackers.wandb_server import choose_mode, last_step
+from adamwprune.trackers.wandb_server import choose_mode, last_step_on_server
 
 PACKAGES = {"wandb": "wandb>=0.31,<0.32"}
 
@@ -52,8 +55,11 @@ logger = logging.getLogger(__name__)
 PREEMPTED = 75
 # Characters that W&B allows for the title of an alert.
 LONGEST_TITLE = 63
-# Seconds between two questions whether the server has got everything.
-ASK_EVERY = 0.2
+# Seconds between two questions whether the server has got everything, and to the last of them.
+ASK_EVERY, ASK_FOR = 0.2, 5.0
+
+# Seconds that W&B's process outlives ours at most (measured: half a second).
+OUTLIVES = 1.0
 
 # All runs of a process share W&B's process, and its traces in the environment.
 _package_lock = threading.RLock()
@@ -78,7 +84,7 @@ def wandb(
         mode: auto is WANDB_MODE if set, else online where a key exists and the server answers
             within 3 s, else offline. Where online fails, the run is recorded offline.
         base_url: server; None is WANDB_BASE_URL, else the hosted service.
-        init_timeout: seconds that an online start may take, before some 10 s of W&B's own.
+        init_timeout: seconds that an online start may take.
         flush_interval: seconds between writes to disk: what a SIGKILL loses offline.
         finish_timeout: seconds that the end of a run waits for W&B.
         required: whether the run ends with exit code 6 if a row is missing at its end.
@@ -143,6 +149,7 @@ class WandB(Backend):
     def open(self, run: RunInfo) -> None:
         """Start the run, or go on with it; an online start that fails becomes an offline one."""
         self._info = run
+        _outlast_orphans(fragments(run.directory, run.tracker_id))
         self._begin()
 
     def _begin(self) -> None:
@@ -152,6 +159,8 @@ class WandB(Backend):
 
             self._package = wandb
             self._earlier = _look_up(self._info.directory, self._info.tracker_id)
+            for file in filter(is_offline, self._earlier.files):
+                mend(file)
             self._connect()
             base_url = self.base_url or os.environ.get("WANDB_BASE_URL") or self._library.settings.base_url
             mode, reason = choose_mode(self.mode, base_url)
@@ -178,12 +187,14 @@ class WandB(Backend):
             self._library = self._package.setup(settings)
 
     def _start(self, mode: str, base_url: str) -> None:
+        if mode == "offline":
+            _wait_for_another_second(self._earlier.files)
         self._run = self._init(mode, base_url)
         self._file, self._axes = Path(self._run.settings.sync_file), set()
         self._run.define_metric(STEP)
         self._stored, self._number = self._earlier.steps, self._earlier.rows
         if mode == "online" and self._is_continued:
-            self._stored = range(last_step(self._run, self.settings["init_timeout"]) + 1)
+            self._stored = range(last_step_on_server(self._run, self.settings["init_timeout"]) + 1)
             self._number = self._run.starting_step
             for file in filter(is_offline, self._earlier.files):
                 mark_synced(file)
@@ -275,7 +286,9 @@ class WandB(Backend):
 
     @contextmanager
     def _connection(self) -> Iterator[None]:
-        """Raise ConnectionError once W&B's process is gone; the next call begins another session."""
+        """Raise ConnectionError where W&B's process is gone; then `_run` is None until a session begins."""
+        if self._run is None:
+            raise ConnectionError("W&B's process is gone")
         try:
             yield
         except Exception as error:
@@ -306,21 +319,19 @@ class WandB(Backend):
 
     def alert(self, entry: AlertEntry) -> None:
         """Show an alert, unless an earlier session did."""
-        if self._run is None:
-            raise ConnectionError("W&B's process is gone; the alert goes with the next row")
         with self._connection():
             self._show(entry)
 
     def _fill(self, before: float) -> None:
-        """Send rows and alerts of steps that W&B lacks."""
+        """Send what W&B lacks of the steps before `before`."""
         with self._connection():
             for entry in read_entries(self._info.directory / METRICS, void=self._void):
-                if not self.last_step < entry.step < before:
-                    continue
-                if isinstance(entry, AlertEntry):
-                    self._show(entry)
-                else:
+                if entry.step >= before:
+                    return
+                if isinstance(entry, Entry):
                     self._write(entry)
+                elif entry.step >= self.last_step:
+                    self._show(entry)
 
     def _write(self, entry: Entry) -> None:
         self._newest = max(self._newest, entry.step)
@@ -339,8 +350,8 @@ class WandB(Backend):
         _, level, title, text = entry.alert
         alert = StoredAlert(level.upper(), title[:LONGEST_TITLE], f"step {entry.step}: {text}")
         if alert not in self._earlier.alerts:
-            # By default, and for 0, W&B drops alerts of one title within a minute.
-            self._run.alert(alert.title, alert.text, alert.level, wait_duration=timedelta(milliseconds=1))
+            # W&B keeps alerts of one title a minute apart by default, and if told 0.
+            self._run.alert(alert.title, alert.text, alert.level, wait_duration=timedelta(microseconds=1))
 
     def _ledger(self) -> Iterator[Entry]:
         return read_rows(self._info.directory / METRICS, void=self._void)
@@ -359,17 +370,12 @@ class WandB(Backend):
             RuntimeError: the server has not got them, although W&B is done.
             ConnectionError: W&B's process went, and so did the next.
         """
-        for is_last in (False, True):
-            try:
-                if self._run is None:
-                    self._begin()
-                    self._fill(before=math.inf)
-                self._end(exit_code, finals)
-            except ConnectionError:
-                if is_last:
-                    raise
-            else:
-                break
+        try:
+            self._end(exit_code, finals)
+        except ConnectionError:
+            self._begin()
+            self._fill(before=math.inf)
+            self._end(exit_code, finals)
         if self.facts["mode"] == "online":
             with _package_environment():
                 self._confirm()
@@ -385,9 +391,9 @@ class WandB(Backend):
 
     def _confirm(self) -> None:
         """Ask the server for its last row: of an upload that was refused W&B says nothing."""
-        patience = self.settings["finish_timeout"] / 4
+        patience = min(ASK_FOR, self.settings["finish_timeout"] / 4)
         deadline = time.monotonic() + patience
-        while (has := last_step(self._run, patience)) < self._newest:
+        while (has := last_step_on_server(self._run, patience)) < self._newest:
             if time.monotonic() >= deadline:
                 raise RuntimeError(
                     f"the upload failed: the server has rows up to step {has} of {self._newest}"
@@ -399,6 +405,8 @@ class WandB(Backend):
 
     def _complete_copy(self, exit_code: int) -> None:
         """Write to a file of their own the rows that only the server has: a kill may lose them here."""
+        if not self._is_continued:
+            return
         run = self._run
         read_run(self._file.parent)  # until it is whole
         self._earlier = _look_up(self._info.directory, run.id)
@@ -414,23 +422,26 @@ class WandB(Backend):
         known = {**recorded_facts(run, self.name), **self.facts}
         if known.get("mode") == "disabled":
             return None
-        if self._has_ended:
-            read_run(self._file.parent)  # until it is whole
         files = fragments(run.directory, known.get("id", run.tracker_id))
-        return series((step, row) for file in files for step, _, row in parse_run(file).series)
+        parts = (self._read(file) for file in files)
+        return series((step, row) for part in parts for step, _, row in part.series)
+
+    def _read(self, file: Path) -> WandbRun:
+        """What is in a file; of the one that has just ended, when it is whole."""
+        return read_run(file.parent) if self._has_ended and file == self._file else parse_run(file)
 
 
 class _Earlier(NamedTuple):
     """What the sessions before have left in the run's folder."""
 
-    files: list[Path] = []  # noqa: RUF012
+    files: tuple[Path, ...] = ()
     steps: frozenset[int] = frozenset()
     alerts: frozenset[StoredAlert] = frozenset()
     rows: int = 0  # by W&B's count
 
 
 def _look_up(directory: Path, run_id: str) -> _Earlier:
-    files = fragments(directory, run_id)
+    files = tuple(fragments(directory, run_id))
     parts = [parse_run(file) for file in files]
     return _Earlier(
         files,
@@ -438,6 +449,19 @@ def _look_up(directory: Path, run_id: str) -> _Earlier:
         frozenset(alert for part in parts for alert in part.alerts),
         1 + max((row["_step"] for part in parts for row in part.rows), default=-1),
     )
+
+
+def _outlast_orphans(files: Sequence[Path]) -> None:
+    """Wait for W&B's process of a run that was killed: it outlives the run, and may still write."""
+    recent = [file for file in files if abs(time.time() - file.stat().st_mtime) < OUTLIVES]
+    if any(parse_run(file).exit_code is None for file in recent):
+        time.sleep(OUTLIVES)
+
+
+def _wait_for_another_second(files: Sequence[Path]) -> None:
+    """`wandb sync` sends the files of a run in the order of the seconds of their starts."""
+    while any(started(file) == time.strftime("%Y%m%d_%H%M%S") for file in files):
+        time.sleep(0.05)
 
 
 def _is_agent() -> bool:

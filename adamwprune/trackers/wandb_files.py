@@ -12,6 +12,7 @@ Behaviour measured with W&B 0.31.0.
 """
 
 import json
+import os
 import struct
 import time
 import zlib
@@ -75,15 +76,25 @@ def fragments(directory: Path, run_id: str | None = None) -> list[Path]:
         run_id: W&B's id; None for all, such as those of before a rewind.
     """
     files = (directory / "wandb").glob(f"*run-*/run-{run_id or '*'}.wandb")
-    return sorted((file for file in files if not file.parent.is_symlink()), key=_start)
+    return sorted((file for file in files if not file.parent.is_symlink()), key=_order)
 
 
-def _start(file: Path) -> tuple[str, int]:
-    """The second of a file's start, and its number among those of one second and id."""
-    _, _, rest = file.parent.name.partition("run-")
-    started, _, name = rest.partition("-")
+def started(file: Path) -> str:
+    """The second of local time in which the file was begun, such as 20261124_120000."""
+    return _named(file)[0]
+
+
+def _order(file: Path) -> tuple[str, bool, int]:
+    """By second, and in one second as they come: an online start that failed, then the offline one."""
+    second, name = _named(file)
     number = name.removeprefix(file.stem.removeprefix("run-")).removeprefix("-")
-    return started, int(number) if number.isdigit() else 0
+    return second, is_offline(file), int(number) if number.isdigit() else 0
+
+
+def _named(file: Path) -> tuple[str, str]:
+    """Second and id of `offline-run-<second>-<id>`; a number may follow the id."""
+    second, _, name = file.parent.name.partition("run-")[2].partition("-")
+    return second, name
 
 
 def is_offline(file: Path) -> bool:
@@ -105,6 +116,21 @@ def _mark(file: Path) -> Path:
     return file.with_suffix(".wandb.synced")
 
 
+def mend(file: Path) -> None:
+    """Make a file that a kill cut short one that `wandb sync` takes.
+
+    It would send a file with a torn record again each time, and none of the run's files after it; and
+    it fails on a file without a run. The torn record is cut off, the file without a run is marked.
+    """
+    size, whole = file.stat().st_size, FILE_HEADER
+    for end, _ in _read_records(file):
+        whole = end
+    if whole < size:
+        os.truncate(file, whole)
+    if parse_run(file).run is None:
+        mark_synced(file)
+
+
 # ---- what is in them
 
 
@@ -114,6 +140,11 @@ def read_payloads(file: Path) -> Iterator[bytes]:
     Raises:
         ValueError: the file is of another kind.
     """
+    return (payload for _, payload in _read_records(file))
+
+
+def _read_records(file: Path) -> Iterator[tuple[int, bytes]]:
+    """Whole records, each with the place after it."""
     data = file.read_bytes()
     if data[: len(MAGIC)] != MAGIC[: len(data)]:
         raise ValueError(f"{file}: not a .wandb file")
@@ -135,7 +166,7 @@ def read_payloads(file: Path) -> Iterator[bytes]:
         position += length
         parts = part if kind in (FULL, FIRST) else parts + part
         if kind in (FULL, LAST):
-            yield parts
+            yield position, parts
 
 
 def read_run(directory: Path, patience: float = 5.0) -> WandbRun:
@@ -186,7 +217,7 @@ def parse_run(file: Path) -> WandbRun:
 
 def _items(items: Iterable[Any]) -> dict[str, Any]:
     """Names as they were given, of nested values joined by dots; floats to the bit, NaN too."""
-    return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
-
-
-OfflineRun = WandbRun  # TEMPORARY until import_wandb.py says WandbRun
+    names = [item.key or ".".join(item.nested_key) for item in items]
+    # In one text, as most of the time is that of the calls.
+    values = json.loads(f"[{','.join(item.value_json for item in items)}]")
+    return dict(zip(names, values, strict=True))

@@ -96,7 +96,7 @@ def answers(base_url: str) -> bool:
     return answered.is_set()
 
 
-def last_step(run: Any, timeout: float) -> int:
+def last_step_on_server(run: Any, timeout: float) -> int:
     """The step of the last row that the server has of a run of the wandb package; -1 for none.
 
     Neither the run's summary nor its `starting_step` can tell: W&B sends the summary before the rows,

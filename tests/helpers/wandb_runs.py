@@ -26,19 +26,20 @@ from pathlib import Path
 from adamwprune.callbacks.base import RunInfo
 from adamwprune.trackers.wandb import wandb
 from adamwprune.training.ledger import Ledger
-directory, steps, seconds, url = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
-callback = wandb(base_url=url, mode="online") if url else wandb(flush_interval=0.1)
+directory, name, project, steps, seconds, url = sys.argv[1:]
+directory = Path(directory)
+callback = wandb(base_url=url, mode="online") if url else wandb(flush_interval=30.0)
 callback.backend.settings["x_file_stream_transmit_interval"] = 1.0
-run = RunInfo(run_id=directory.name, name="n", project="p", group=None, directory=directory, config={})
+run = RunInfo(directory.name, name, project, group=None, directory=directory, config={})
 callback.on_train_start(run)
 while callback.status()["wandb"]["state"] != "open":
     time.sleep(0.01)
 ledger = Ledger(directory / "metrics.jsonl")
-for step in range(steps):
+for step in range(int(steps)):
     ledger.write(step, 1764000000 + step / 3, {"train/loss": 1 / (step + 3)})
-while callback.status()["wandb"]["sent"] < steps:
+while callback.status()["wandb"]["sent"] < int(steps):
     time.sleep(0.01)
-time.sleep(seconds)
+time.sleep(float(seconds))
 os.kill(os.getpid(), 9)
 """
 
@@ -87,7 +88,7 @@ def local(run: RunInfo) -> WandbRun:
 
 def kill_after(run: RunInfo, steps: int, seconds: float, url: str = "") -> None:
     """Log `steps` rows in a process of its own, which a SIGKILL ends `seconds` after W&B was given them."""
-    arguments = [str(run.directory), str(steps), str(seconds), url]
+    arguments = [str(run.directory), run.name, run.project, str(steps), str(seconds), url]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_ERROR_REPORTING": "false"}
     done = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment, check=False)
     assert done.returncode == -signal.SIGKILL

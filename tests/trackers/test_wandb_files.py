@@ -12,6 +12,7 @@ from adamwprune.trackers.wandb_files import (
     is_offline,
     is_synced,
     mark_synced,
+    mend,
     parse_run,
     read_payloads,
     read_run,
@@ -95,6 +96,27 @@ def test_damage_is_noticed(tmp_path: Path, wandb_file: Path) -> None:
             list(read_payloads(damaged))
 
 
+def test_mending_cuts_the_torn_record_off(tmp_path: Path, wandb_file: Path) -> None:
+    """And no other: the records are the same as before, no byte follows them, a second time does nothing.
+    Where no run is left the file is marked; a whole file stays as it is."""
+    data = wandb_file.read_bytes()
+    torn = tmp_path / "run-x.wandb"
+    for cut in (0, 5, 40, *range(300, len(data), 29989), len(data)):
+        torn.write_bytes(data[:cut])
+        records, has_run = list(read_payloads(torn)), parse_run(torn).run is not None
+        for _ in range(2):
+            mend(torn)
+            assert list(read_payloads(torn)) == records
+        assert is_synced(torn) != has_run
+        torn.with_suffix(".wandb.synced").unlink(missing_ok=True)
+        mended = torn.read_bytes()
+        assert mended == data[: len(mended)]
+        with torn.open("ab") as file:
+            file.write(data[len(mended) :])
+        assert list(read_payloads(torn)) == list(read_payloads(wandb_file)), "cut between two records"
+    assert mended == data
+
+
 def test_fragments_come_in_the_order_of_their_starts(tmp_path: Path) -> None:
     """Online or not, several of one second, those of one id or of all, no link twice."""
     names = (
@@ -104,6 +126,7 @@ def test_fragments_come_in_the_order_of_their_starts(tmp_path: Path) -> None:
         "run-20261124_120000-abc-1",
         "run-20261124_120000-abc-2",
         "run-20261124_120000-abc-10",
+        "offline-run-20261124_120000-abc",
         "offline-run-20261124_130000-abc-r1",
         "run-20261125_090000-abc-r1",
     )
@@ -116,10 +139,10 @@ def test_fragments_come_in_the_order_of_their_starts(tmp_path: Path) -> None:
     (tmp_path / "wandb" / "latest-run").symlink_to(made[0].parent)
     (tmp_path / "wandb" / "run-20261124_120001-abc" / "logs").mkdir(parents=True)  # a start that failed
     assert fragments(tmp_path) == made
-    assert fragments(tmp_path, "abc") == made[:6]
-    assert fragments(tmp_path, "abc-r1") == made[6:]
+    assert fragments(tmp_path, "abc") == made[:7]
+    assert fragments(tmp_path, "abc-r1") == made[7:]
     assert fragments(tmp_path, "ab") == fragments(tmp_path / "nowhere") == []
-    assert [file for file in made if is_offline(file)] == [made[1], made[6]]
+    assert [file for file in made if is_offline(file)] == [made[1], made[6], made[7]]
 
 
 def test_the_mark_is_that_of_wandb_sync(tmp_path: Path) -> None:
