@@ -66,16 +66,25 @@ def echoing(tmp_path):
     return functools.partial(make, tmp_path, "VENV=venv")
 
 
+def outside():
+    """The environment of a shell, even where make runs the tests."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+
+
+def heed_ctrl_c():
+    """In a child: a shell that started the tests in the background has Ctrl-C ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def make(directory, *words, **environment):
-    """Run make as a shell would, even where make runs the tests."""
-    outside = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    """Run make as a shell would."""
     return subprocess.run(
         ["make", *words],
         cwd=directory,
         capture_output=True,
         text=True,
         timeout=60,
-        env={**outside, **environment},
+        env={**outside(), **environment},
     )
 
 
@@ -248,7 +257,13 @@ def test_the_exit_code_is_the_runs(project):
 def test_ctrl_c_lets_the_run_save(project):
     """The terminal's SIGINT reaches make, its shell and the run: make waits until the run has saved."""
     process = subprocess.Popen(
-        ["make", "train", "seed=130"], cwd=project, stdout=subprocess.PIPE, text=True, start_new_session=True
+        ["make", "train", "seed=130"],
+        cwd=project,
+        env=outside(),
+        preexec_fn=heed_ctrl_c,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     assert process.stdout is not None
     while process.stdout.readline() != "ready\n":
@@ -280,7 +295,12 @@ def test_showconfig_prints_what_cfg_job_prints(project):
 def test_a_reader_that_leaves_is_no_error(project):
     """As in `make showconfig | head -1`."""
     process = subprocess.Popen(
-        ["make", "showconfig"], cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ["make", "showconfig"],
+        cwd=project,
+        env=outside(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     assert process.stderr is not None

@@ -51,6 +51,8 @@ def served(**environment: str) -> Iterator[tuple["subprocess.Popen[str]", int, s
         [sys.executable, "-c", SERVE.format(project="lenet5.d12f4", port=port)],
         cwd=ROOT,
         env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+        # A shell that started the tests in the background has Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
