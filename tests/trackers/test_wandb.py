@@ -88,6 +88,8 @@ def test_rows_read_back_bit_equal(run: RunInfo, log_rows: LogRows) -> None:
     raw = file.read_bytes()
     assert b"adamwprune.optim.adamw.adamw" in raw
     for secret in (sys.argv[0], os.environ["HOME"], os.getcwd()):
+        if secret == "-c":  # a worker of xdist: two letters occur by chance
+            continue
         assert os.fsencode(secret) not in raw
 
 
