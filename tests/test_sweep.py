@@ -84,6 +84,11 @@ def test_sweep_files_need_no_m():
     assert len(jobs("sweep=seeds")) == 5
     assert len(jobs("sweep=seeds", "seed=7,8")) == 2
     assert [job.config.seed for job in jobs("sweep=seeds", "seed=7", "optimizer=adamw,adam")] == [7, 7]
+
+
+@pytest.mark.slow
+def test_the_sparsity_sweep_has_its_dense_arm_once_a_seed():
+    """Two criteria at three sparsities and one dense arm, three seeds each."""
     assert len(jobs("sweep=sparsity")) == (1 + 2 * 3) * 3
 
 
