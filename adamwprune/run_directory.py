@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -31,6 +31,8 @@ RECORD = "run.json"
 SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 MASK_UPDATES = "mask_updates.jsonl"
+# Seconds for which a lock is tried: others look at it for microseconds.
+LOCK_PATIENCE = 0.5
 PACKAGES = (
     "adamwprune",
     "torch",
@@ -243,15 +245,25 @@ def locked(directory: Path) -> Iterator[None]:
         CheckpointError: another process is running this run.
     """
     with (directory / "run.lock").open("a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _take(lock):
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
-            raise CheckpointError(
-                f"resume={directory}: in use by process {holder}; wait for it or stop it"
-            ) from None
+            raise CheckpointError(f"resume={directory}: in use by process {holder}; wait for it or stop it")
         lock.truncate(0)
         lock.write(f"{os.getpid()} on {socket.gethostname()}")
         lock.flush()
         yield
+
+
+def _take(lock: IO[str]) -> bool:
+    """Take a lock that `track status` may just be looking at; False if a process holds it."""
+    deadline = time.monotonic() + LOCK_PATIENCE
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.01)
+        else:
+            return True

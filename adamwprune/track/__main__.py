@@ -68,7 +68,13 @@ def parser() -> Parser:
     replay.add_argument("run", **one)
     replay.add_argument("--to", required=True, help=f"{', '.join(TRACKERS)}; several too", **names)
     bring = command(_import_wandb)
-    bring.add_argument("directory", type=Path, metavar="DIR", help="an offline-run-... folder")
+    bring.add_argument(
+        "directories",
+        type=Path,
+        metavar="DIR",
+        nargs="+",
+        help="offline-run-... folders, of any runs",
+    )
     bring.add_argument("--to", choices=ELSEWHERE, default="trackio", help="trackio, the default, or mlflow")
     close = command(_close)
     close.add_argument("run", **one)
@@ -143,14 +149,14 @@ def _replay(given: argparse.Namespace) -> int:
 
 
 def _import_wandb(given: argparse.Namespace) -> int:
-    """Bring an offline W&B run into Trackio.
+    """Bring offline W&B runs into Trackio.
 
     Of this or any other program, with its steps, times, configuration, name and
     group; a second import adds nothing. Exit code 0: all equal; 6: not.
     """
     from adamwprune.track.import_wandb import import_wandb
 
-    return import_wandb(given.directory, given.to, given.overrides)
+    return max([import_wandb(directory, given.to, given.overrides) for directory in given.directories])
 
 
 def _close(given: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from adamwprune.callbacks.base import RunInfo
 from adamwprune.config import changed_keys
 from adamwprune.run_directory import METRICS, shown_path
 from adamwprune.track.recorded import RUNNING, is_unsent, run_info, run_state, trackers_of
-from adamwprune.trackers.backend import first_line, public_config
+from adamwprune.trackers.backend import first_line, public_config, recorded_facts
 from adamwprune.trackers.mirror import Mirror, parity
 from adamwprune.trackers.parity import Parity, Series, is_same, series
 from adamwprune.trackers.rows import Entry, read_rows, voided
@@ -47,7 +47,7 @@ def verify(directory: Path, allowed: Collection[str] = ()) -> bool:
     run = run_info(directory)
     checks = {name: check(tracker, run) for name, tracker in trackers_of(run, allowed).items()}
     for name, found in checks.items():
-        print(f"{name}: {found}{'; only here, not uploaded' if is_unsent(run.directory, name) else ''}")
+        print(f"{name}: {found}{_remark(run, name)}")
     is_whole = all(found.is_whole for found in checks.values())
     if not checks:
         print(f"{shown_path(run.directory)}: has no tracker; {METRICS} has {_count(run)} rows")
@@ -56,6 +56,16 @@ def verify(directory: Path, allowed: Collection[str] = ()) -> bool:
     elif not is_whole:
         print(f"repair: {sync_command(run.directory)}")
     return is_whole
+
+
+def _remark(run: RunInfo, name: str) -> str:
+    """What the comparison does not say: of a run on a server, the folder's copy is read."""
+    if is_unsent(run.directory, name):
+        return "; only here, not uploaded"
+    facts = recorded_facts(run, name)
+    if facts.get("mode") != "online":
+        return ""
+    return f" in the copy in the run's folder; upload {facts.get('upload')}, the server was not asked now"
 
 
 def sync_command(directory: Path) -> str:

@@ -42,7 +42,8 @@ def import_wandb(directory: Path, tracker: str, overrides: Sequence[str] = ()) -
     """Bring an offline run into a tracker; 0 if it is whole there, else 6.
 
     Args:
-        directory: an `offline-run-...` folder, one above it that holds no other run, or a .wandb file.
+        directory: an `offline-run-...` folder, one above it that holds no other run, or a .wandb file;
+            the run's other sessions beside it are read too.
         tracker: an option of conf/tracker, one that keeps runs elsewhere than in their folders.
         overrides: `tracker.NAME.KEY=VALUE` on top of that.
     """
@@ -75,11 +76,8 @@ def read_wandb(path: Path) -> Imported:
     Raises:
         CheckpointError: there is none, or more than one run.
     """
-    if path.is_file():
-        files = [path]
-    else:
-        files = sorted(path.glob("*.wandb")) or fragments(path.parent if path.name == "wandb" else path)
     try:
+        files = _sessions(path)
         parts = [part for part in map(parse_run, files) if part.run is not None]
     except ValueError as error:
         raise CheckpointError(f"{error}; give an offline-run-... folder of W&B") from None
@@ -99,6 +97,18 @@ def read_wandb(path: Path) -> Imported:
         finals=_finals(parts, rows),
         exit_code=UNENDED if parts[-1].exit_code is None else parts[-1].exit_code,
     )
+
+
+def _sessions(path: Path) -> list[Path]:
+    """The .wandb files of the run at `path`, those of its other sessions beside it included."""
+    own = [path] if path.is_file() else sorted(path.glob("*.wandb"))
+    if not own:
+        return fragments(path.parent if path.name == "wandb" else path)
+    beside = own[0].resolve().parent.parent
+    found = parse_run(own[0]).run
+    if beside.name != "wandb" or found is None:
+        return own
+    return fragments(beside.parent, found.run_id) or own
 
 
 def _merged(rows: Iterable[dict[str, Any]]) -> list[Entry]:

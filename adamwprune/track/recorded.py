@@ -180,8 +180,7 @@ def is_unsent(directory: Path, name: str) -> bool:
     state = read_json(state_file(directory, name))
     if state.get("mode") != "offline":
         return False
-    file = next(Path(state["path"]).glob("*.wandb"), None)  # of the last session; the others have its id
-    run_id = file.stem.removeprefix("run-") if file else None
+    run_id = state.get("id") or run_info(directory).tracker_id
     return not all(map(is_synced, fragments(directory, run_id)))
 
 

@@ -12,6 +12,7 @@ from adamwprune.track.close import close
 from adamwprune.track.fill import patient_trackers
 from adamwprune.track.recorded import KILLED, refuse_running, run_info, run_state
 from adamwprune.track.sync import make_whole
+from adamwprune.trackers.backend import recorded_facts
 
 
 def replay(directory: Path, names: Sequence[str], overrides: Sequence[str] = ()) -> int:
@@ -33,7 +34,10 @@ def replay(directory: Path, names: Sequence[str], overrides: Sequence[str] = ())
         run = run_info(directory)
     with locked(run.directory):
         summary = read_json(run.directory / SUMMARY)
-        return 0 if make_whole(patient_trackers(options, run), run, summary) else TrackerError.exit_code
+        trackers = patient_trackers(options, run)
+        # A server may have lost what the folder's copy has; it is asked, and sent what it lacks.
+        online = [name for name in trackers if recorded_facts(run, name).get("mode") == "online"]
+        return 0 if make_whole(trackers, run, summary, online) else TrackerError.exit_code
 
 
 def compose_options(names: Sequence[str], overrides: Sequence[str], **keys: str) -> dict[str, dict[str, Any]]:

@@ -81,11 +81,17 @@ def make_whole(
         sendable: trackers that are run again even if their stores are whole.
     """
     before = {name: check(tracker, run) for name, tracker in trackers.items()}
-    incomplete = {
-        name: tracker
-        for name, tracker in trackers.items()
-        if name in sendable or not before[name].is_whole or recorded_facts(run, name).get("state") != "closed"
-    }
+    # Filling cannot mend these, and may cost the last copy of rows that the ledger has lost.
+    extra = {name: found.parity.extra for name, found in before.items() if found.parity}
+    fuller = [name for name, count in extra.items() if count and not run.rewinds]
+    for name in fuller:
+        print(f"  {name}: has {extra[name]:,} values that metrics.jsonl lacks; restore it, nothing is sent")
+
+    def needs_filling(name: str) -> bool:
+        is_closed = recorded_facts(run, name).get("state") == "closed"
+        return name not in fuller and (name in sendable or not before[name].is_whole or not is_closed)
+
+    incomplete = {name: tracker for name, tracker in trackers.items() if needs_filling(name)}
     states = fill(incomplete, run, summary)
     after = before | {name: check(tracker, run) for name, tracker in incomplete.items()}
     for name, found in after.items():

@@ -79,6 +79,7 @@ class Mirror(Callback):
         self._thread: threading.Thread | None = None
         self._state = "starting"
         self._sent = self._dropped = 0
+        self._owed: list[AlertEntry] = []  # alerts that the tracker has not taken yet
         self._parity: Parity | None = None
         self._errors: dict[str, dict[str, Any]] = {}
         self._report: dict[str, Any] | None = None
@@ -174,20 +175,20 @@ class Mirror(Callback):
             if not self._send_batch(batch):
                 self._state = "degraded"
                 return False
-        self._state = "open"
-        return True
+        # After the rows, which no alert holds up.
+        self._owed = [entry for entry in self._owed if self._call("alert", self.backend.alert, entry)]
+        self._state = "degraded" if self._owed else "open"
+        return not self._owed
 
     def _send_batch(self, batch: list[Entry | AlertEntry]) -> bool:
-        """Rows together, then the alerts among them; whether the tracker took them."""
+        """Send the rows, note the alerts among them; whether the tracker took the rows."""
         last_step = None if self.backend.idempotent else self.backend.last_step
         is_all = last_step is None
         rows = [entry for entry in batch if isinstance(entry, Entry) and (is_all or entry.step > last_step)]
         if rows and not self._send(rows):
             return False
-        for entry in batch:
-            # Of the last step too: a run that was killed is said to be so after its last row.
-            if isinstance(entry, AlertEntry) and (is_all or entry.step >= last_step):
-                self._call("alert", self.backend.alert, entry)  # an alert that fails holds up no row
+        # Alerts of any step: a tracker may have the row and not the alert, and shows each once.
+        self._owed += [entry for entry in batch if isinstance(entry, AlertEntry)]
         self._position = batch[-1].end
         return True
 
@@ -220,7 +221,7 @@ class Mirror(Callback):
             return True
         if not self.backend.idempotent or self._parity is None:
             return False
-        self._position, self._sent, self._dropped = BEGINNING, 0, 0
+        self._position, self._sent, self._dropped, self._owed = BEGINNING, 0, 0, []
         return self._send_all() and self._is_equal()
 
     def _is_equal(self) -> bool:

@@ -19,7 +19,7 @@ import os
 import shlex
 import threading
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -196,6 +196,9 @@ class WandB(Backend):
         if mode == "online" and self._is_continued:
             self._stored = range(last_step_on_server(self._run, self.settings["init_timeout"]) + 1)
             self._number = self._run.starting_step
+            # What only a file that was never sent has, nobody has seen.
+            sent = [file for file in self._earlier.files if is_synced(file) or not is_offline(file)]
+            self._earlier = self._earlier._replace(alerts=_alerts(sent))
             for file in filter(is_offline, self._earlier.files):
                 mark_synced(file)
         steps = [entry.step for entry in self._ledger()]
@@ -446,9 +449,13 @@ def _look_up(directory: Path, run_id: str) -> _Earlier:
     return _Earlier(
         files,
         frozenset(step for part in parts for step, _, _ in part.series),
-        frozenset(alert for part in parts for alert in part.alerts),
+        _alerts(files),
         1 + max((row["_step"] for part in parts for row in part.rows), default=-1),
     )
+
+
+def _alerts(files: Iterable[Path]) -> frozenset[StoredAlert]:
+    return frozenset(alert for file in files for alert in parse_run(file).alerts)
 
 
 def _outlast_orphans(files: Sequence[Path]) -> None:

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Protocol
 
 from adamwprune.callbacks.base import Alert, Row
 from adamwprune.config import AlertsConfig
@@ -49,11 +48,15 @@ class MaskPlan:
     sparsity: Callable[[int], float]  # by step, with what the scope can do of what the schedule asks for
 
 
-class Rule(Protocol):
+class Rule:
     """One thing that can go wrong in a run."""
 
     def check(self, step: int, time: float, row: Row) -> Alert | None:
         """Take one row into account; what is wrong with it, if anything."""
+        raise NotImplementedError
+
+    def resume(self) -> None:
+        """Rows so far are of an earlier session: what was going on in it is over; its history counts."""
 
 
 class Watch:
@@ -74,6 +77,11 @@ class Watch:
         """Take a row of an earlier session into account, whose alerts were raised then."""
         for rule in self._rules:
             rule.check(step, time, row)
+
+    def resume(self) -> None:
+        """All rows of earlier sessions are learnt; the next is this session's first."""
+        for rule in self._rules:
+            rule.resume()
 
     def look(self, step: int, time: float, row: Row) -> list[Alert]:
         """The alerts that a row raises; `time` is in seconds since the epoch."""
@@ -106,7 +114,7 @@ def number(row: Row, key: str) -> float | None:
     return float(value) if isinstance(value, int | float) and abs(value) <= sys.float_info.max else None
 
 
-class NotFinite:
+class NotFinite(Rule):
     """A loss is NaN or infinite: as a float, or as the text that metrics.jsonl has for it."""
 
     def __init__(self) -> None:
@@ -128,7 +136,7 @@ class NotFinite:
         )
 
 
-class LossSpike:
+class LossSpike(Rule):
     """A loss lies more than `limit` MAD, and LEAST_SPIKE, above the median of the rows before it."""
 
     def __init__(self, limit: float) -> None:
@@ -159,7 +167,7 @@ class LossSpike:
         )
 
 
-class StalledSparsity:
+class StalledSparsity(Rule):
     """`limit` planned updates in a row left the sparsity below what they ask for, and did not raise it.
 
     Time after the last update counts as if updates went on: a run that ends up below its target says so.
@@ -200,7 +208,7 @@ class StalledSparsity:
         return bisect_right(self._plan.updates, step) + max(0, after)
 
 
-class ThroughputDrop:
+class ThroughputDrop(Rule):
     """SLOW_ROWS rows in a row, over SLOW_SECONDS, lose more than `limit` of the median throughput before."""
 
     def __init__(self, limit: float) -> None:
@@ -212,6 +220,10 @@ class ThroughputDrop:
         """Compare the throughput of the row, in whichever unit, with its history."""
         rates = [(key, rate) for key in RATES if (rate := number(row, key)) is not None]
         return self._compare(time, *rates[0]) if rates else None
+
+    def resume(self) -> None:
+        """The time between two sessions is not slow training."""
+        self._slow = 0
 
     def _compare(self, time: float, key: str, rate: float) -> Alert | None:
         before = list(self._before)
@@ -232,7 +244,7 @@ class ThroughputDrop:
         )
 
 
-class DiskLow:
+class DiskLow(Rule):
     """Less than `limit` GiB are free on the disk of the run's directory."""
 
     def __init__(self, limit: float, directory: Path) -> None:

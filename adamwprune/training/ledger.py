@@ -15,6 +15,8 @@ from adamwprune.callbacks.base import Alert, Row
 from adamwprune.errors import CheckpointError, DiskError
 from adamwprune.training.metrics import json_row
 
+# Rule of the alert that a run has ended early: each end is one, whatever steps are replayed.
+END = "end"
 # Measured, so different in every process: not compared when a step is replayed.
 VOLATILE = ("time", "perf/", "memory/")
 
@@ -32,7 +34,11 @@ class Ledger:
         self._file = file
         _cut_torn_line(file)
         self._replayed = {row["step"]: row for row in read_rows(file) if row["step"] > step}
-        self._alerts = {(line["step"], line["rule"]) for line in read_lines(file) if "rule" in line}
+        self._alerts = {
+            (line["step"], line["rule"])
+            for line in read_lines(file)
+            if "rule" in line and line["step"] > step and line["rule"] != END
+        }
         try:
             self._descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         except OSError as error:
@@ -42,7 +48,7 @@ class Ledger:
                 {"step": step, "time": next(iter(self._replayed.values()))["time"], "event": "rewind"}
             )
             self._replayed = {}
-            self._alerts = {(at, rule) for at, rule in self._alerts if at <= step}
+            self._alerts = set()
 
     def write(self, step: int, time: float, row: Row) -> None:
         """Append one row, or compare it where the file has that step already.

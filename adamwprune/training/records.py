@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from adamwprune.callbacks.base import Alert, Callback, Row, RunInfo
 from adamwprune.errors import DiskError, exit_code_of
-from adamwprune.training.ledger import Ledger
+from adamwprune.training.ledger import END, Ledger
 from adamwprune.training.metrics import sanitise
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Records:
 
     def start(self, run: RunInfo) -> None:
         """Tell every callback who the run is."""
+        self._step = run.first_step
         self._each("on_train_start", run)
 
     def step_end(self, step: int) -> None:
@@ -154,4 +155,4 @@ def ending(error: BaseException) -> Alert:
     """The alert of a run that ends early: a warning where that was asked for, else an error."""
     code = exit_code_of(error)
     level = "error" if code < FIRST_ASKED_FOR else "warn"
-    return Alert("end", level, f"ended with exit code {code}", str(error))
+    return Alert(END, level, f"ended with exit code {code}", str(error))

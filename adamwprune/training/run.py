@@ -191,6 +191,7 @@ def _watch(training: Training, state: LoopState, directory: Path) -> Watch:
     for row in read_rows(directory / METRICS):
         if row["step"] <= state.step:
             watch.learn(row["step"], row["time"], row)
+    watch.resume()
     return watch
 
 

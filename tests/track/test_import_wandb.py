@@ -75,13 +75,15 @@ def test_a_run_of_another_program(tmp_path: Path, capsys: Out) -> None:
 def test_sessions_of_one_run_are_one_run(tmp_path: Path) -> None:
     """An offline resume is a second file; a step that is there twice has its last values."""
     first = write_foreign(tmp_path, steps=range(5), end=False)
+    assert read_wandb(first).exit_code == 3
     second = write_foreign(tmp_path, steps=range(4, 8))
     assert first != second
     assert first.parent == second.parent
     found = read_wandb(first.parent)
     assert [row.step for row in found.rows] == [0, 10, 20, 30, 40, 50, 60, 70]
     assert [row.end.line for row in found.rows] == list(range(1, 9))
-    assert (found.exit_code, read_wandb(first).exit_code) == (0, 3)
+    assert found.exit_code == 0
+    assert read_wandb(first) == read_wandb(second) == found, "a session is no run of its own"
 
 
 def test_a_run_of_ours_keeps_its_steps(make: Make, tmp_path: Path) -> None:
@@ -107,3 +109,12 @@ def test_what_is_no_run_of_wandb_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds the runs aaaaaaaa, bbbbbbbb"):
         main(["import-wandb", str(folder)])
     assert not Path(os.environ["TRACKIO_DIR"]).exists()
+
+
+def test_any_part_of_a_resumed_run_brings_all_of_it(tmp_path: Path, capsys: Out) -> None:
+    """Two sessions of one id, given one by one, together as a shell's * does, and the other way round."""
+    first = write_foreign(tmp_path, steps=range(3))
+    second = write_foreign(tmp_path, steps=range(3, 5))
+    for given in ([first], [second], [second, first]):
+        assert main(["import-wandb", *map(str, given)]) == 0
+        assert [step for step, *_ in stored("uq27ti54", "theirs").series] == [0, 10, 20, 30, 40]

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 
 from adamwprune import run_directory
 from adamwprune.errors import CheckpointError
-from adamwprune.track.recorded import find_runs, is_locked, run_info, run_state
+from adamwprune.track.recorded import find_runs, is_locked, is_unsent, run_info, run_state
+from adamwprune.trackers.wandb_files import fragments, mark_synced
 
 Make = Callable[..., Any]
 
@@ -116,3 +118,37 @@ def test_looking_at_the_lock_leaves_it_free(make: Make) -> None:
         assert not is_locked(directory)
     with run_directory.locked(directory):
         pass
+
+
+def test_looking_at_a_run_keeps_nobody_from_starting_it(make: Make) -> None:
+    """`status` asks for the lock while another process takes it; the control: a held lock is refused."""
+    directory = make("a").log(range(1, 3)).end()
+    is_over = threading.Event()
+
+    def look() -> None:
+        while not is_over.is_set():
+            is_locked(directory)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        for _ in range(300):
+            with run_directory.locked(directory):
+                pass
+    finally:
+        is_over.set()
+        looking.join()
+    refused = pytest.raises(CheckpointError, match="in use")
+    with run_directory.locked(directory), refused, run_directory.locked(directory):
+        pass
+
+
+def test_an_upload_is_known_wherever_the_folder_lies(make: Make, tmp_path: Path) -> None:
+    """Marked as sent, then moved: still sent; and a moved run that was not sent is still unsent."""
+    pytest.importorskip("wandb")
+    directory = make("a", "wandb").log(range(1, 3)).end()
+    moved = directory.rename(tmp_path / "moved")
+    assert is_unsent(moved, "wandb")
+    for file in fragments(moved):
+        mark_synced(file)
+    assert not is_unsent(moved, "wandb")

@@ -117,7 +117,7 @@ def test_a_run_that_is_only_here_is_uploaded_once(
     """Recorded offline on purpose, and asked to be sent: without a key nothing is touched, with one the
     server gets every row at its own time, once."""
     options = compose_options(["wandb"], ["tracker.wandb.mode=offline"], project=PROJECT)
-    directory = make("a", tracker=options).log(range(3, 31, 3)).end()
+    directory = make("a", tracker=options).log(range(3, 31, 3)).alert(6).end()
     files = sorted(directory.glob("wandb/*/*.wandb"))
     assert look(directory).stores[0].state == "unsent"
     assert main(["sync", str(directory)]) == 6
@@ -134,6 +134,7 @@ def test_a_run_that_is_only_here_is_uploaded_once(
             truth = [(entry.step, entry.time) for entry in read_rows(directory / "metrics.jsonl")]
             assert [(row["trainer/step"], row["_timestamp"]) for row in server.run.rows] == truth
         assert (server.run.name, server.run.exit_code) == ("run-a", 0)
+        assert len(server.run.alerts) == 1, "what an offline session showed, nobody has seen"
         assert server.run.summary["final/val/loss"] == 0.25
     assert look(directory).stores[0].state == "closed"
     assert run_directory.read_json(directory / "run.json")["config"]["tracker"] == options
@@ -156,6 +157,36 @@ def test_an_upload_that_the_server_refuses_is_exit_code_6(
         server.fail = lambda operation: None
         assert main(["sync", str(directory)]) == 0
         assert [row["trainer/step"] for row in server.run.rows] == list(range(1, 11))
+
+
+def test_a_run_that_its_server_lost_is_rebuilt_by_replay(
+    make: Make, monkeypatch: pytest.MonkeyPatch, capsys: Out
+) -> None:
+    """Online to its end; the server comes back empty. verify says whom it asked, replay sends all, once."""
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    with WandbServer() as first:
+        monkeypatch.setenv("WANDB_BASE_URL", first.url)
+        directory = make("a", "wandb").log(range(1, 11)).end()
+        assert len(first.run.rows) == 10
+    with WandbServer() as second:
+        monkeypatch.setenv("WANDB_BASE_URL", second.url)
+        assert main(["verify", str(directory)]) == 0
+        assert "the server was not asked" in capsys.readouterr().out
+        for _ in range(2):
+            assert main(["replay", str(directory), "--to", "wandb"]) == 0
+            assert [row["trainer/step"] for row in second.run.rows] == list(range(1, 11))
+
+
+@pytest.mark.parametrize("tracker", ["trackio", "tensorboard"])
+def test_a_store_with_more_than_the_ledger_is_left_as_it_is(make: Make, capsys: Out, tracker: str) -> None:
+    """metrics.jsonl was lost: the tracker may have the last copy of the rows, and sync cannot help."""
+    directory = make("a", tracker).log(range(1, 11)).end()
+    ledger = directory / "metrics.jsonl"
+    rows, _ = ledger.read_bytes(), ledger.write_bytes(b"")
+    assert main(["sync", str(directory)]) == 6
+    assert "values that metrics.jsonl lacks" in capsys.readouterr().out
+    ledger.write_bytes(rows)
+    assert main(["verify", str(directory)]) == 0
 
 
 # ---- code of others

@@ -638,7 +638,7 @@ def test_a_tracker_that_knows_its_last_step_is_filled_from_there(
 def test_an_alert_after_the_last_row_reaches_a_tracker_that_has_all_rows(
     run: RunInfo, make_run: Callable[..., RunInfo], log_rows: Callable[..., None]
 ) -> None:
-    """The end of a killed run, which another process writes; earlier alerts are known."""
+    """The end of a killed run, which another process writes; a tracker that had the other shows it once."""
     log_rows(run, range(4))
     ledger = Ledger(run.directory / "metrics.jsonl", 3)
     for step in (2, 3):
@@ -647,14 +647,30 @@ def test_an_alert_after_the_last_row_reaches_a_tracker_that_has_all_rows(
     store = Store(idempotent=False)
     store.last_step = 3
     copy(store, make_run(is_continued=True))
-    assert [entry.step for entry in store.alerts] == [3]
+    assert [entry.step for entry in store.alerts] == [2, 3]
     assert store.steps == []
+
+
+def test_an_alert_that_a_tracker_refuses_for_good_is_no_closed_run(
+    run: RunInfo, log_rows: Callable[..., None]
+) -> None:
+    """Tried again to the end, then degraded with the line that repairs it; all rows are there."""
+    log_rows(run, range(3))
+    ledger = Ledger(run.directory / "metrics.jsonl", 2)
+    ledger.alert(2, 5.0, Alert("end", "error", "ended with exit code 75", "SIGTERM"))
+    ledger.close()
+    store = Store()
+    store.failures["alert"] = [OSError("locked")] * 100
+    state = copy(store, run)
+    assert (state["state"], store.alerts) == ("degraded", [])
+    assert "track sync" in state["repair"]
+    assert store.steps == list(range(3))
 
 
 def test_alerts_reach_a_tracker_and_a_failing_one_holds_up_no_row(
     run: RunInfo, log_rows: Callable[..., None]
 ) -> None:
-    """In the order of the ledger; an error is counted."""
+    """An error is counted, the alert comes again, rows do not wait for it."""
     log_rows(run, range(3))
     ledger = Ledger(run.directory / "metrics.jsonl", 2)
     for step in (1, 2):
@@ -664,8 +680,9 @@ def test_alerts_reach_a_tracker_and_a_failing_one_holds_up_no_row(
     store = Store()
     store.failures["alert"] = [OSError("no")]
     state = copy(store, run)
-    assert [(entry.step, entry.alert.rule) for entry in store.alerts] == [(2, "loss_spike")]
+    assert sorted(entry.step for entry in store.alerts) == [1, 2]
     assert state["errors"]["alert OSError"]["count"] == 1
+    assert state["state"] == "closed"
     assert store.steps == list(range(5))
 
 

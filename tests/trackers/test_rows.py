@@ -57,6 +57,17 @@ def test_a_replayed_step_raises_its_alert_once(tmp_path: Path) -> None:
     assert rules == ["loss_spike", "disk_low", "loss_spike"]
 
 
+def test_each_end_of_a_run_is_said(tmp_path: Path) -> None:
+    """Preempted at step 2, resumed, out of memory before the next: two ends at one step, both in the file."""
+    file = tmp_path / "metrics.jsonl"
+    end = Alert("end", "warn", "ended with exit code 75", "SIGTERM")
+    for alert in (end, end._replace(level="error", title="ended with exit code 8"), end):
+        ledger = Ledger(file, 2)
+        assert ledger.alert(2, 5.0, alert)
+        ledger.close()
+    assert len(list(read_entries(file))) == 3
+
+
 def test_a_rewind_takes_back_rows_and_alerts_after_its_step(tmp_path: Path) -> None:
     """Lines 3, 4 and 5 are of steps after 2; the same steps, run again, count."""
     file = tmp_path / "metrics.jsonl"

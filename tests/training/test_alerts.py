@@ -319,6 +319,19 @@ def test_many_slow_rows_within_a_moment_are_a_hiccup():
     assert said(watch(throughput_drop=0.5), values, every=1.2) == [(30, "throughput_drop")]
 
 
+def test_the_time_between_two_sessions_is_not_slow():
+    """Slow rows before a kill, an hour of nothing, a slow first row: no drop. Ten slow seconds are one."""
+    looking = watch(throughput_drop=0.5)
+    earlier = rates([100.0] * 30 + [20.0] * 2)
+    for step, row in enumerate(earlier, 1):
+        looking.learn(step, 0.1 * step, row)
+    looking.resume()
+    assert looking.look(33, 3600.0, *rates([20.0])) == []
+    assert looking.look(34, 3601.0, *rates([20.0])) == []
+    (alert,) = looking.look(35, 3611.0, *rates([20.0]))
+    assert alert.rule == "throughput_drop"
+
+
 def test_rows_without_throughput_do_not_count():
     """Evaluations and mask updates have rows of their own."""
     rows = [row for rate in rates([1000.0] * 20 + [400.0] * 3) for row in (rate, {"val/loss": 1.0})]

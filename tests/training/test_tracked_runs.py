@@ -151,3 +151,30 @@ def test_the_stop_button_of_a_tracker_saves_and_stops_the_run(tmp_path, monkeypa
     monkeypatch.setattr(Trackio, "is_stop_requested", False)
     train(config, directory)
     assert summary(directory)["steps"] == 24
+
+
+def test_a_resumed_run_that_fails_at_once_says_so_where_it_stands(tmp_path, monkeypatch):
+    """Preempted at step 12, then twice out of memory before step 13: three ends at step 12, in both stores."""
+    config, directory = start(tmp_path / "run", *TRACKED, "trainer.stop_step=12")
+    with pytest.raises(Preempted):
+        train(config, directory)
+    config.trainer.stop_step = None
+
+    def fail(training, batches):
+        raise MemoryError("no memory")
+
+    monkeypatch.setitem(run_module.run_steps.__globals__, "accumulate_gradients", fail)
+    for _ in range(2):
+        with pytest.raises(RunError):
+            train(config, directory)
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    ends = [(line["step"], line["title"]) for line in lines if line.get("rule") == "end"]
+    titles = ["ended with exit code 75", "ended with exit code 8", "ended with exit code 8"]
+    assert ends == [(12, title) for title in titles]
+    record = json.loads((directory / "run.json").read_text())
+    (database,) = Path(os.environ["TRACKIO_DIR"]).glob("*.db")
+    alerts = trackio_store.read_run(database, record["run_id"]).alerts
+    assert [(step, title) for title, _, step in alerts] == ends
+    shown = [wandb_files.parse_run(file).alerts for file in wandb_files.fragments(directory)]
+    # The same words at the same step are one alert to W&B, whose runs each have their exit code.
+    assert [alert.title for part in shown for alert in part] == titles[:2]
