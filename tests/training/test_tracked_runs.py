@@ -154,7 +154,7 @@ def test_the_stop_button_of_a_tracker_saves_and_stops_the_run(tmp_path, monkeypa
 
 
 def test_a_resumed_run_that_fails_at_once_says_so_where_it_stands(tmp_path, monkeypatch):
-    """Preempted at step 12, then twice out of memory before step 13: three ends at step 12, in both stores."""
+    """Preempted at step 12, then twice out of memory before step 13: three ends at step 12, in both."""
     config, directory = start(tmp_path / "run", *TRACKED, "trainer.stop_step=12")
     with pytest.raises(Preempted):
         train(config, directory)
