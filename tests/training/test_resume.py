@@ -1,5 +1,8 @@
 """Resume to the bit: rows, weights, optimizer, masks, random state."""
 
+import copy
+import shutil
+
 import pytest
 import torch
 
@@ -36,6 +39,7 @@ KEEPING = {
 }
 # Batches accumulate and dropout draws, so that every random stream and counter matters.
 SMALL = (*TOKENS, *BUSY, "hardware.micro_batch_size=4", "trainer.max_steps=20")
+STATE = (*SMALL, *PRUNINGS["state"])
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +47,36 @@ def _one_thread():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """Runs that nothing interrupts, each trained once for all tests that compare with it."""
+    runs = {}
+
+    def trained(*overrides):
+        if overrides not in runs:
+            runs[overrides] = run(tmp_path_factory.mktemp("unbroken") / "run", *overrides)
+        return runs[overrides]
+
+    return trained
+
+
+@pytest.fixture(scope="module")
+def _stopped_once(tmp_path_factory):
+    config, directory = start(tmp_path_factory.mktemp("stopped") / "run", *STATE, "trainer.stop_step=10")
+    with pytest.raises(Preempted):
+        train(config, directory)
+    config.trainer.stop_step = None
+    return config, directory
+
+
+@pytest.fixture
+def stopped(tmp_path, _stopped_once):
+    """A run with `state` that was stopped at step 10, to be continued: its configuration and folder."""
+    config, directory = _stopped_once
+    torch.manual_seed(12345)  # whatever a new process would have
+    return copy.deepcopy(config), shutil.copytree(directory, tmp_path / "run")
 
 
 def stop_and_continue(directory, stop_step, *overrides):
@@ -77,6 +111,11 @@ def assert_same_run(first, second):
     assert {key for key in one if key != "seconds" and not equal(one[key], two[key])} == set()
 
 
+def assert_continues_to(config, directory, unbroken):
+    train(config, directory)
+    assert_same_run(directory, unbroken)
+
+
 @pytest.mark.parametrize(
     ("pruning", "stop_step"),
     [
@@ -85,43 +124,39 @@ def assert_same_run(first, second):
         for step in (1, 5, 10, 12, 19)
     ],
 )
-def test_stopped_and_continued_equals_unbroken(tmp_path, pruning, stop_step):
+def test_stopped_and_continued_equals_unbroken(tmp_path, unbroken, pruning, stop_step):
     """Before, in and after the ramp (5 to 15), between rows, with accumulation and dropout."""
     overrides = (*SMALL, *PRUNINGS[pruning])
-    unbroken = run(tmp_path / "unbroken", *overrides)
-    assert_same_run(stop_and_continue(tmp_path / "stopped", stop_step, *overrides), unbroken)
+    assert_same_run(stop_and_continue(tmp_path / "run", stop_step, *overrides), unbroken(*overrides))
 
 
 @pytest.mark.parametrize("keeping", KEEPING)
-def test_what_modes_and_optimizers_keep_is_kept(tmp_path, keeping):
+def test_what_modes_and_optimizers_keep_is_kept(tmp_path, unbroken, keeping):
     """In the ramp."""
     overrides = (*SMALL, *KEEPING[keeping])
-    unbroken = run(tmp_path / "unbroken", *overrides)
-    assert_same_run(stop_and_continue(tmp_path / "stopped", 9, *overrides), unbroken)
+    assert_same_run(stop_and_continue(tmp_path / "run", 9, *overrides), unbroken(*overrides))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize(
     "parts", [IMAGES, (*IMAGES, "model=resnet18", "model.width=4")], ids=["lenet5", "resnet18"]
 )
-def test_other_models_and_optimizers(tmp_path, parts, optimizer):
+def test_other_models_and_optimizers(tmp_path, unbroken, parts, optimizer):
     """Buffers of BatchNorm and momentum included."""
     overrides = (*parts, *BUSY, f"optimizer={optimizer}", *PRUNINGS["magnitude"], "trainer.max_steps=20")
-    unbroken = run(tmp_path / "unbroken", *overrides)
-    assert_same_run(stop_and_continue(tmp_path / "stopped", 11, *overrides), unbroken)
+    assert_same_run(stop_and_continue(tmp_path / "run", 11, *overrides), unbroken(*overrides))
 
 
-def test_stopping_twice_equals_unbroken(tmp_path):
+def test_stopping_twice_equals_unbroken(tmp_path, unbroken):
     """20 = 4 + 9 + 7."""
-    overrides = (*SMALL, *PRUNINGS["state"])
-    config, directory = start(tmp_path / "stopped", *overrides)
+    config, directory = start(tmp_path / "run", *STATE)
     for stop_step in (4, 13):
         config.trainer.stop_step = stop_step
         with pytest.raises(Preempted):
             train(config, directory)
     config.trainer.stop_step = None
     train(config, directory)
-    assert_same_run(directory, run(tmp_path / "unbroken", *overrides))
+    assert_same_run(directory, unbroken(*STATE))
 
 
 def test_a_crash_between_checkpoints_replays_without_new_rows(tmp_path, monkeypatch):
@@ -168,10 +203,8 @@ OMISSIONS = {
 
 
 @pytest.mark.parametrize("field", OMISSIONS)
-def test_each_field_left_out_is_noticed(tmp_path, monkeypatch, field):
+def test_each_field_left_out_is_noticed(stopped, unbroken, monkeypatch, field):
     """Controls: without one field of the state the continued run is another one, or is refused."""
-    overrides = (*SMALL, *PRUNINGS["state"])
-    unbroken = run(tmp_path / "unbroken", *overrides)
     real = loop_state.restore
 
     def without(training, checkpoint, revision, *, exact):
@@ -180,7 +213,12 @@ def test_each_field_left_out_is_noticed(tmp_path, monkeypatch, field):
 
     monkeypatch.setattr(run_module, "restore", without)
     with pytest.raises((AssertionError, CheckpointError, SparsityError)):
-        assert_same_run(stop_and_continue(tmp_path / "stopped", 10, *overrides), unbroken)
+        assert_continues_to(*stopped, unbroken(*STATE))
+
+
+def test_nothing_left_out_is_the_same_run(stopped, unbroken):
+    """The control of these controls."""
+    assert_continues_to(*stopped, unbroken(*STATE))
 
 
 @pytest.mark.parametrize(
@@ -194,11 +232,9 @@ def test_each_field_left_out_is_noticed(tmp_path, monkeypatch, field):
         ({"numpy": "1.0"}, "numpy: 1.0 ->"),
     ],
 )
-def test_another_environment_is_refused(tmp_path, monkeypatch, change, words):
+def test_another_environment_is_refused(stopped, monkeypatch, change, words):
     """Exit 5 with what differs; with resume_allow it goes on and says that it is not exact."""
-    config, directory = start(tmp_path / "run", *SMALL, "trainer.stop_step=10")
-    with pytest.raises(Preempted):
-        train(config, directory)
+    config, directory = stopped
     real = loop_state.restore
 
     def elsewhere(training, checkpoint, revision, *, exact):
@@ -206,7 +242,6 @@ def test_another_environment_is_refused(tmp_path, monkeypatch, change, words):
         return real(training, checkpoint, revision, exact=exact)
 
     monkeypatch.setattr(run_module, "restore", elsewhere)
-    config.trainer.stop_step = None
     with pytest.raises(CheckpointError, match=words):
         train(config, directory)
     config.resume_allow = ["environment"]

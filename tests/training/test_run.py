@@ -231,6 +231,7 @@ def test_a_time_budget_saves_and_can_be_continued(tmp_path):
     assert (directory / "checkpoints" / f"step_{report['steps']:08d}").is_dir()
 
 
+@pytest.mark.draws
 def test_the_record_comes_from_the_live_objects(tmp_path):
     """run.json: groups, pruning, data and versions as built."""
     directory = run(tmp_path / "run", *IMAGES, *PRUNED, "trainer.max_steps=8")
