@@ -23,6 +23,7 @@ from adamwprune.composition import complete, compose, given_keys, parse, quoted,
 from adamwprune.config import Config, changed_keys, to_plain
 from adamwprune.errors import CheckpointError, ConfigError, HardwareError, RunError
 from adamwprune.preflight import check_machine, is_rank
+from adamwprune.rank_errors import speaker
 
 # Flags of Hydra that print something and run nothing.
 INFORMATION = ("help", "hydra_help", "cfg", "info", "shell_completion")
@@ -34,8 +35,9 @@ def exit_codes() -> Iterator[None]:
     try:
         yield
     except RunError as error:
-        for problem in error.problems:
-            print(f"error[{error.exit_code}]: {problem}", file=sys.stderr)
+        if (where := speaker(error)) is not None:
+            for problem in error.problems:
+                print(f"error[{error.exit_code}]{where}: {problem}", file=sys.stderr)
         _leave(error.exit_code)
     except KeyboardInterrupt:
         _leave(130)
@@ -89,6 +91,8 @@ def prepare(arguments: list[str]) -> list[str]:
     composed = compose(overrides)
     if composed.hydra.mode == RunMode.MULTIRUN:  # chosen by a file or by hydra.mode
         _run_sweep(today)
+    if composed.hydra.runtime.choices.get("hydra/launcher", "basic") != "basic":
+        raise ConfigError("hydra/launcher: starts the jobs of a sweep; add -m with values, or leave it out")
     config = to_config(composed, today)
     if resumed is not None:
         _check_unchanged(resumed, config)
@@ -129,14 +133,19 @@ def _with_search_path(flags: argparse.Namespace) -> list[str]:
         raise ConfigError(
             "--config-path, --config-name: the root is conf/config.yaml; add folders with --config-dir"
         )
-    if flags.config_dir is None:
-        return list(flags.overrides)
-    if not Path(flags.config_dir).is_dir():
-        raise ConfigError(f"--config-dir {flags.config_dir}: there is no such folder")
-    if "hydra.searchpath" in given_keys(flags.overrides):
+    return with_config_dir(flags.overrides, flags.config_dir)
+
+
+def with_config_dir(overrides: list[str], config_dir: str | None) -> list[str]:
+    """The overrides, and one that adds the folder's options, if there is one."""
+    if config_dir is None:
+        return list(overrides)
+    if not Path(config_dir).is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: there is no such folder")
+    if "hydra.searchpath" in given_keys(overrides):
         raise ConfigError("hydra.searchpath: give it or --config-dir, not both")
-    folder = quoted(f"file://{Path(flags.config_dir).resolve()}")
-    return [*flags.overrides, f"hydra.searchpath=[{folder}]"]
+    folder = quoted(f"file://{Path(config_dir).resolve()}")
+    return [*overrides, f"hydra.searchpath=[{folder}]"]
 
 
 def _run_sweep(overrides: list[str]) -> None:

@@ -141,8 +141,11 @@ _FREE_BELOW_HYDRA = (
 def _check_hydra_node(composed: DictConfig, conf_dir: Path) -> None:
     """Hydra builds callbacks and log handlers by itself, from names: they must be the shipped ones."""
     shipped, theirs = _shipped_hydra_node(conf_dir), _flat_hydra_node(composed)
+    # One that was chosen is built, and so checked, by sweep.py.
+    has_launcher = composed.hydra.runtime.choices["hydra/launcher"] != "basic"
+    allowed = (*_FREE_BELOW_HYDRA, "hydra.launcher") if has_launcher else _FREE_BELOW_HYDRA
     for key in sorted(shipped.keys() | theirs.keys()):
-        is_free = any(key == free or key.startswith(f"{free}.") for free in _FREE_BELOW_HYDRA)
+        is_free = any(key == free or key.startswith(f"{free}.") for free in allowed)
         if not is_free and shipped.get(key) != theirs.get(key):
             raise ConfigError(f"{key}={theirs.get(key)}: may not be changed; leave it out")
 
@@ -184,6 +187,8 @@ def to_config(composed: DictConfig, command_line: list[str] | None = None) -> Co
         ConfigError: listing every unknown key, wrong value and contradiction.
     """
     run = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    if problems := [*_missing(OmegaConf.to_container(run))]:  # before something refers to it
+        raise ConfigError(*problems)
     try:
         plain = OmegaConf.to_container(run, resolve=True, enum_to_str=True)
     except InterpolationKeyError as error:
@@ -191,7 +196,7 @@ def to_config(composed: DictConfig, command_line: list[str] | None = None) -> Co
     except OmegaConfBaseException as error:
         raise ConfigError(resolver_message(error)) from None
     assert isinstance(plain, dict)
-    if problems := [*_unknown_keys(plain, Config, ""), *_missing(plain)]:
+    if problems := [*_unknown_keys(plain, Config, "")]:
         raise ConfigError(*problems)
     config = from_plain(Config, plain)
     if command_line is not None:
@@ -217,7 +222,7 @@ def _unknown_keys(plain: Mapping[str, Any], cls: type, path: str) -> Iterator[st
         yield f"{path}{key}: required key is missing; do not remove it with ~"
 
 
-def _missing(plain: Mapping[str, Any]) -> Iterator[str]:
-    for key, value in flatten(plain):
+def _missing(tree: Any) -> Iterator[str]:
+    for key, value in flatten(tree):
         if value == "???":
             yield f"{key}=???: required; give {key}=VALUE"

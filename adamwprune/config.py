@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Any, get_args, get_type_hints
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 
 from adamwprune.pruning.schedules import default_update_every, window
 from adamwprune.ranges import (
@@ -29,10 +30,11 @@ Node = dict[str, Any]
 
 
 class Device(Enum):
-    """Where the ranks run; `auto` takes CUDA where there is any and says so."""
+    """Where the ranks run; `auto` takes CUDA, else MPS (Apple), else the CPU, and says so."""
 
     cpu = "cpu"
     cuda = "cuda"
+    mps = "mps"
     auto = "auto"
 
 
@@ -43,6 +45,13 @@ class Precision(Enum):
     bf16 = "bf16"
     fp16 = "fp16"
     auto = "auto"
+
+
+class Parallel(Enum):
+    """How several devices share a run: `ddp` holds the model on each, `fsdp` spreads it over them."""
+
+    ddp = "ddp"
+    fsdp = "fsdp"
 
 
 class Unseen(Enum):
@@ -81,10 +90,22 @@ class TrainerConfig:
     max_time: Positive | None = None
     stop_step: PositiveInt | None = None
     grad_clip: Positive | None = 1.0
+    label_smoothing: Fraction = 0.0
+    ema_decay: Fraction | None = None
     decay_embeddings: bool = False
     log_every: PositiveInt = 10
     eval_every: PositiveInt | None = None
     eval_samples: PositiveInt | None = None
+
+
+@dataclass
+class SamplesConfig:
+    """What a language model writes at evaluations."""
+
+    tokens: NonNegativeInt = 0
+    prompts: list[str] = field(default_factory=lambda: ["The"])
+    temperature: NonNegative = 0.8
+    top_k: PositiveInt | None = 200
 
 
 @dataclass
@@ -133,12 +154,15 @@ class HardwareConfig:
 
     device: Device = Device.cpu
     num_devices: PositiveInt = 1
+    parallel: Parallel = Parallel.ddp
     micro_batch_size: PositiveInt = 64
     precision: Precision = Precision.fp32
     compile: bool = False
     num_workers: NonNegativeInt = 0
     threads: PositiveInt | None = None
     peak_flops: Positive | None = None
+    memory_gb: Positive | None = None
+    memory_bandwidth: Positive | None = None
     deterministic: bool = True
     timeout: Positive = 300.0
 
@@ -154,6 +178,7 @@ class Config:
     optimizer: Node = field(default_factory=dict)
     lr_schedule: Node = field(default_factory=dict)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     alerts: AlertsConfig = field(default_factory=AlertsConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
@@ -175,10 +200,13 @@ NODES = ("data", "model", "optimizer", "lr_schedule")
 # Keys that a continued run may change: they say when, where to and to whom, not what is computed.
 HARMLESS = (
     "data.data_dir",  # where the data lie, not what they are: their fingerprint is compared
+    "data.num_processes",
     "data.path",
     "data.source",
     "hardware.num_workers",
     "hardware.peak_flops",
+    "hardware.memory_gb",
+    "hardware.memory_bandwidth",
     "hardware.timeout",
     "trainer.max_time",
     "trainer.stop_step",
@@ -196,7 +224,12 @@ HARMLESS = (
 
 def register_configs() -> None:
     """Store the schema that conf/config.yaml starts from; calling it again changes nothing."""
-    ConfigStore.instance().store(name="config_schema", node=Config)
+    store = ConfigStore.instance()
+    store.store(name="config_schema", node=Config)
+    # Hydra's launcher plugins, where they are installed: it would merge their options into ours.
+    Plugins.instance()
+    for name in ("joblib.yaml", "submitit_local.yaml", "submitit_slurm.yaml"):
+        store.repo["hydra"].get("launcher", {}).pop(name, None)
 
 
 def to_plain(config: Config) -> dict[str, Any]:

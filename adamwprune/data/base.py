@@ -1,12 +1,13 @@
 """What every data set is to the rest of the program: samples by index, and facts about them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from adamwprune.data.tokenizer import Tokenizer
 
 
 class Dataset(Protocol):
@@ -38,30 +39,4 @@ class Data:
     units_per_sample: int  # 1 image, or block_size tokens
     fingerprint: str  # SHA-256 of content, order, split, tokenizer: equal only for equal data
     facts: dict[str, Any] = field(repr=False)  # plain values for the run record
-
-
-class JoinedDataset:
-    """Several data sets one after the other, as one."""
-
-    def __init__(self, parts: Sequence[Dataset]) -> None:
-        self._parts = parts
-        self._ends = np.cumsum([len(part) for part in parts])
-
-    def __len__(self) -> int:
-        """Number of samples of all parts together."""
-        return int(self._ends[-1])
-
-    def batch(self, indices: np.ndarray, epoch: int) -> tuple[Tensor, Tensor]:
-        """As `Dataset.batch`; one gather per part that the batch touches."""
-        owners = np.searchsorted(self._ends, indices, side="right")
-        if owners.max(initial=0) == len(self._parts):
-            raise IndexError(f"index {indices.max()} of {len(self)} samples")
-        order = np.argsort(owners, kind="stable")
-        pieces = []
-        for owner in np.unique(owners):
-            start = self._ends[owner] - len(self._parts[owner])
-            pieces.append(self._parts[owner].batch(indices[owners == owner] - start, epoch))
-        # The pieces hold the batch grouped by part: `back` puts each sample where it was asked for.
-        back = torch.from_numpy(np.argsort(order, kind="stable"))
-        inputs, targets = (torch.cat(tensors).index_select(0, back) for tensors in zip(*pieces, strict=True))
-        return inputs, targets
+    tokenizer: "Tokenizer | None" = field(default=None, repr=False)  # where the data are text

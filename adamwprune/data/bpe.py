@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import tiktoken
@@ -44,18 +45,27 @@ def gpt2_encoding() -> tiktoken.Encoding:
     )
 
 
-def encode(encoding: tiktoken.Encoding, documents: Sequence[str], *, end_of_text: bool) -> list[np.ndarray]:
-    """The tokens of each document as uint16 (n,); `end_of_text` appends 50256 to each.
+def encode_one(encoding: tiktoken.Encoding, text: str) -> np.ndarray:
+    """The tokens of a document, uint32 (n,), as `tiktoken.Encoding.encode_ordinary` gives them.
 
     A document that spells out "<|endoftext|>" gets seven ordinary tokens for it: only a real
     end of a document yields 50256.
     """
+    try:
+        return encoding.encode_to_numpy(text, disallowed_special=())
+    except UnicodeEncodeError:
+        return encoding.encode_to_numpy(whole_characters(text), disallowed_special=())
+
+
+def whole_characters(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair (JSON can have them), as tiktoken does."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def encode(encoding: tiktoken.Encoding, documents: Sequence[str], *, end_of_text: bool) -> list[np.ndarray]:
+    """The tokens of each document as uint16 (n,); `end_of_text` appends 50256 to each."""
     tail = np.array([END_OF_TEXT] if end_of_text else [], dtype=np.uint16)
-
-    def encode_one(text: str) -> np.ndarray:
-        tokens = encoding.encode_to_numpy(text, disallowed_special=())
-        return np.concatenate([tokens.astype(np.uint16), tail])
-
     # tiktoken works outside Python's lock, so threads scale with the cores.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(encode_one, documents))
+        encoded = pool.map(partial(encode_one, encoding), documents)
+        return [np.concatenate([tokens.astype(np.uint16), tail]) for tokens in encoded]

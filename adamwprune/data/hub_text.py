@@ -1,169 +1,210 @@
-"""Text data sets of the Hugging Face hub: streamed once, kept as tokens, mapped into memory."""
+"""Text data sets of the Hugging Face hub: streamed once, kept as tokens, mapped into memory.
 
-import hashlib
-import json
+Each is an option of conf/data that names its repository; there is nothing of any one of them here.
+"""
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from adamwprune.data import bpe, hub
-from adamwprune.data.base import Data
+from adamwprune.data import hub
 from adamwprune.data.cache import NotThere, file_sha256
-from adamwprune.data.prepare import prepare
-from adamwprune.data.shards import Shards, read_shards
-from adamwprune.data.windows import token_data
+from adamwprune.data.documents import Documents, Part
+from adamwprune.data.prepare import Recipe
+from adamwprune.data.prepared import Windows, prepared_text, shards_text
 from adamwprune.errors import ConfigError, DataError
-from adamwprune.ranges import Fraction, PositiveInt, Range, Seed
+from adamwprune.ranges import Fraction, Positive, PositiveInt, Range, Seed, shown
+
+if TYPE_CHECKING:
+    from adamwprune.data.base import Data
+
+# Rows that are taken out of Arrow's memory together.
+ROWS = 256
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """Where a text lies on the hub: a revision never changes, a name may."""
+class Repository:
+    """Parquet files with a column of text, on the hub or in a folder with the same layout."""
 
-    name: str
-    hub_id: str
-    revision: str  # 40 hex digits
-    files: str  # parquet files within the repository
-    column: str  # of the documents
-    gigabytes: float
-    bytes_per_token: float  # downloaded, for one GPT-2 token
+    location: str | Path
+    revision: str | None  # None for a folder: datasets would ignore it without a word
+    column: str
+    patterns: dict[Part | None, str]  # the files of each part; under None those that hold both
+
+    def files(self) -> list["Rows"]:
+        """Its files, part by part, in the order of their names."""
+        return [file for part, pattern in self.patterns.items() for file in self._open(part, pattern)]
+
+    def _open(self, part: Part | None, pattern: str) -> list["Rows"]:
+        rows = hub.load(
+            self.location,
+            revision=self.revision,
+            # Files, not the configuration's name: that would need every file of every other one.
+            data_files=pattern,
+            split="train",
+            streaming=True,
+            columns=[self.column],
+        )
+        count = rows.num_shards
+        return [Rows(rows.shard(count, i), self.column, str(self.location), part) for i in range(count)]
 
 
-FINEWEBEDU = Corpus(
-    name="finewebedu",
-    hub_id="HuggingFaceFW/fineweb-edu",
-    revision="87f09149ef4734204d70ed1d046ddc9ca3f2b8f9",
-    files="sample/10BT/*.parquet",
-    column="text",
-    gigabytes=28.5,
-    bytes_per_token=2.85,
-)
+@dataclass(frozen=True)
+class Rows:
+    """One parquet file, through `datasets`."""
+
+    rows: Any  # datasets.IterableDataset
+    column: str
+    where: str
+    part: Part | None
+
+    def documents(self, start: int) -> Iterator[str]:
+        """As `DocumentFile.documents`; what is left out of a file is read, but not turned into text."""
+        try:
+            for rows in self.rows.skip(start).iter(ROWS):
+                yield from rows[self.column]
+        # Arrow, fsspec and the hub's client each raise their own.
+        except Exception as error:
+            raise DataError(
+                f"{self.where}: {type(error).__name__}: {hub.first_line(error)}; what is prepared is kept"
+            ) from error
 
 
-def finewebedu(
+def hub_text(
     *,
+    name: str,
+    hub_id: str,
+    revision: str,
+    files: str,
+    val_files: str | None,
+    sample: str | None,
+    column: str,
+    tokens: PositiveInt,
+    bytes_per_token: Positive,
     vocab_size: Annotated[int, Range(least=1, most=65536)],
     block_size: PositiveInt,
     seed: Seed,
     source: Literal["hub", "folder", "shards"] = "hub",
     path: str | None = None,
     data_dir: str = "~/.cache/adamwprune",
-    max_tokens: PositiveInt = 1_000_000_000,
-    val_fraction: Fraction = 0.005,
+    max_tokens: PositiveInt | None = None,
+    val_fraction: Fraction | None = 0.005,
     shard_tokens: PositiveInt = 100_000_000,
-) -> Data:
-    """FineWeb-Edu, sample-10BT (Penedo et al., arXiv:2406.17557): web pages chosen for teaching.
+    num_processes: PositiveInt | None = None,
+) -> "Data":
+    """Documents of a repository of the hub, prepared at first use and kept in `data_dir`.
 
-    Prepared at first use and kept in `data_dir`; after that neither the hub nor `datasets` is
-    needed. A document is held out by a hash of its text, see `prepare.is_validation`.
+    After that neither the hub nor `datasets` is needed. A document is held out by the file that it is
+    in (`val_files`), or by a hash of its text (`val_fraction`, see `encoding.is_validation`).
 
-    `source` is `hub`; `folder`, parquet files at `path`, laid out as on the hub; or `shards`, a
-    prepared folder at `path`, whatever it was made from. `max_tokens` are taken from the beginning
-    of the sample, for training and validation together. `seed` moves the training windows from
-    epoch to epoch; content and split never depend on it.
+    Args:
+        name: of the data set.
+        hub_id: the repository, OWNER/NAME.
+        revision: of the repository, 40 hex digits: a name may come to mean something else.
+        files: parquet files within it, a pattern; `{sample}` in it stands for the key.
+        val_files: those that validate; null: a part of `files` does.
+        sample: one of several samples that the repository has; null where it has none.
+        column: the text of a document.
+        tokens: about how many GPT-2 tokens there are in all.
+        bytes_per_token: about how many bytes are downloaded for each.
+        vocab_size: tokens that the model knows.
+        block_size: tokens a sample.
+        seed: moves the training windows from epoch to epoch; content and split never depend on it.
+        source: `hub`; `folder`, parquet files at `path`, laid out as on the hub; or `shards`, a prepared
+            folder at `path`, whatever it was made from.
+        path: the folder.
+        data_dir: where prepared tokens are kept.
+        max_tokens: taken from the beginning, for training and validation together; null: all.
+        val_fraction: part of the documents that validates; null with `val_files`.
+        shard_tokens: tokens a file.
+        num_processes: that encode; null: one for each core. The result does not depend on it.
 
     Raises:
         DataError: not prepared and not to be had, or damaged, or a key does not fit.
+        DiskError: too little space.
     """
-    data_root = Path(data_dir).expanduser()
-    recipe = {"max_tokens": max_tokens, "val_fraction": val_fraction, "shard_tokens": shard_tokens}
-    folder = _prepared_folder(FINEWEBEDU, source, path, data_root, recipe)
-    return _data(FINEWEBEDU, read_shards(folder), vocab_size=vocab_size, block_size=block_size, seed=seed)
-
-
-def _prepared_folder(
-    corpus: Corpus, source: str, path: str | None, data_dir: Path, recipe: dict[str, Any]
-) -> Path:
-    """The folder of shards, made first if it must be."""
     if (path is None) != (source == "hub"):
         wanted = "no path" if source == "hub" else "a path"
-        raise ConfigError(f"data.path={path}: data.source={source} takes {wanted}")
-    if source == "shards":
-        return Path(path).expanduser()
-    location = corpus.hub_id if source == "hub" else Path(path).expanduser()
-    full_recipe = {**recipe, **_origin(corpus, location), "tokenizer_sha256": bpe.SHA256}
-    digest = hashlib.sha256(json.dumps(full_recipe, sort_keys=True).encode()).hexdigest()
-    folder = data_dir / f"{corpus.name}-{digest[:12]}"
-    if not folder.exists():
-        if source == "hub":
-            _require_hub(corpus, folder, recipe["max_tokens"])
-        else:
-            full_recipe["sha256"] = {file.name: file_sha256(file) for file in _files(corpus, location)}
-        prepare(documents(corpus, location), folder, recipe=full_recipe, **recipe)
-    return folder
-
-
-def _origin(corpus: Corpus, location: str | Path) -> dict[str, Any]:
-    """What the documents come from, cheap to know: when it changes, they are prepared anew."""
-    if location == corpus.hub_id:
-        return {"hub_id": corpus.hub_id, "revision": corpus.revision, "files": corpus.files}
-    # As make does it: reading 28 GB to know whether they changed would delay each start.
-    stats = {file.name: file.stat() for file in _files(corpus, location)}
-    return {"files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}}
-
-
-def _files(corpus: Corpus, folder: Path) -> list[Path]:
-    files = sorted(folder.glob(corpus.files))
-    if not files:
-        raise DataError(
-            f"data.path={folder}: has no {corpus.files}; it must be laid out as {corpus.hub_id} is"
+        raise ConfigError(f"data.path={shown(path)}: data.source={source} takes {wanted}")
+    if (val_fraction is None) != (val_files is not None):
+        raise ConfigError(
+            f"data.val_fraction={shown(val_fraction)}: goes with data.val_files=null, and only with it"
         )
-    return files
+    windows = Windows(vocab_size, block_size, seed)
+    location = None if path is None else Path(path).expanduser()
+    if source == "shards" and location is not None:
+        return shards_text(location, name=name, windows=windows)
+    patterns = _patterns(files.replace("{sample}", sample or ""), val_files)
+    repository = Repository(location or hub_id, revision if location is None else None, column, patterns)
 
+    def require(folder: Path) -> None:
+        try:
+            hub.check()
+        except NotThere as error:
+            gigabytes = bytes_per_token * (max_tokens or tokens) / 1e9
+            raise DataError(
+                f"data={name}: {folder} is not prepared, and {error}; it takes about {gigabytes:.2g} GB of "
+                f"{hub_id}. Where there is a network: {_download(repository)}, then here data.source=folder "
+                "data.path=DIR; data=shakespeare and data=sotu need no download"
+            ) from error
 
-def documents(corpus: Corpus, location: str | Path) -> Iterator[str]:
-    """The documents in order, from the hub's id or from a folder with the same layout; empty ones left out.
-
-    Raises:
-        DataError: not to be had, or in another form.
-    """
-    rows = hub.load(
-        location,
-        # A local folder has no revision; datasets would ignore one without a word.
-        revision=corpus.revision if location == corpus.hub_id else None,
-        # Files, not the configuration's name: that would need every file of every other one.
-        data_files=corpus.files,
-        split="train",
-        streaming=True,
-        columns=[corpus.column],
+    return prepared_text(
+        _hub_documents(repository, tokens)
+        if location is None
+        else _folder_documents(repository, tokens, hub_id),
+        name=name,
+        data_dir=data_dir,
+        recipe=Recipe(max_tokens, val_fraction, shard_tokens),
+        windows=windows,
+        num_processes=num_processes,
+        **({"require": require} if location is None else {}),
     )
-    try:
-        for row in rows:
-            if row[corpus.column]:
-                yield row[corpus.column]
-    # Arrow, fsspec and the hub's client each raise their own.
-    except Exception as error:
-        raise DataError(f"{location}: {type(error).__name__}: {hub.first_line(error)}") from error
 
 
-def _require_hub(corpus: Corpus, folder: Path, max_tokens: int) -> None:
-    try:
-        hub.check()
-    except NotThere as error:
-        size = min(corpus.gigabytes, corpus.bytes_per_token * max_tokens / 1e9)
-        raise DataError(
-            f"data={corpus.name}: {folder} is not prepared, and {error}; it takes about {size:.2g} GB of "
-            f"{corpus.hub_id}. Where there is a network: hf download {corpus.hub_id} --repo-type dataset "
-            f"--revision {corpus.revision} --include '{corpus.files}' --local-dir DIR, then here "
-            f"data.source=folder data.path=DIR; data=shakespeare and data=sotu need no download"
-        ) from error
+def _patterns(files: str, val_files: str | None) -> dict[Part | None, str]:
+    # What validates comes first, and so is complete whatever max_tokens is.
+    return {None: files} if val_files is None else {"val": val_files, "train": files}
 
 
-def _data(corpus: Corpus, shards: Shards, *, vocab_size: int, block_size: int, seed: int) -> Data:
-    tokenizer = shards.recipe.get("tokenizer_sha256")
-    if tokenizer != bpe.SHA256:
-        raise DataError(
-            f"data={corpus.name}: shards of the tokenizer {tokenizer}, must be of GPT-2's, {bpe.SHA256}"
-        )
-    return token_data(
-        name=corpus.name,
-        train=shards.train,
-        val=shards.val,
-        vocab_size=vocab_size,
-        block_size=block_size,
-        seed=seed,
-        tokenizer=tokenizer,
-        vocab_fix=f"data.vocab_size={bpe.VOCAB_SIZE}",
-        facts={"source": "shards", "recipe": shards.recipe, "documents": shards.documents},
+def _download(repository: Repository) -> str:
+    patterns = " ".join(f"--include '{pattern}'" for pattern in repository.patterns.values())
+    return (
+        f"hf download {repository.location} --repo-type dataset --revision {repository.revision} {patterns} "
+        "--local-dir DIR"
     )
+
+
+def _hub_documents(repository: Repository, tokens: int) -> Documents:
+    origin = {
+        "hub_id": repository.location,
+        "revision": repository.revision,
+        "files": list(repository.patterns.values()),
+        "column": repository.column,
+    }
+    return Documents(lambda: origin, repository.files, tokens)
+
+
+def _folder_documents(repository: Repository, tokens: int, hub_id: str) -> Documents:
+    folder = Path(repository.location)
+
+    def local_files() -> list[Path]:
+        found: list[Path] = []
+        for pattern in repository.patterns.values():
+            if not (matches := sorted(folder.glob(pattern))):
+                raise DataError(f"data.path={folder}: has no {pattern}; it must be laid out as {hub_id} is")
+            found += matches
+        return found
+
+    def origin() -> dict[str, Any]:
+        # As make does it: reading 28 GB to know whether they changed would delay each start.
+        stats = {str(file.relative_to(folder)): file.stat() for file in local_files()}
+        return {
+            "files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
+            "column": repository.column,
+        }
+
+    def proof() -> dict[str, Any]:
+        return {"sha256": {str(file.relative_to(folder)): file_sha256(file) for file in local_files()}}
+
+    return Documents(origin, repository.files, tokens, proof)

@@ -8,16 +8,27 @@ import gzip
 import hashlib
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
 from adamwprune.data.cache import NotThere
+from adamwprune.data.hub_images import HubImages, read_hub
+from adamwprune.data.images import LabelledImages
+from adamwprune.data.published import Parts
 from adamwprune.errors import DataError
 
 UNSIGNED_BYTE = 8
+
+# The four published files: images and labels to train on, then to test on.
+NAMES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
 
 
 def encode(array: np.ndarray) -> bytes:
@@ -43,35 +54,73 @@ def decode(content: bytes, name: str) -> np.ndarray:
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
 
 
-def read_folder(folder: Path, md5: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """The arrays of the files named in `md5`, plain or with .gz appended, by name.
+def read(read_file: Callable[[str], bytes | None], md5: Mapping[str, str], origin: str) -> Parts:
+    """Both parts of a data set of four IDX files, from any place that gives files by their names.
+
+    Args:
+        read_file: the content of NAME or NAME.gz; None where there is no such file.
+        md5: of each file, unpacked.
+        origin: what the place is.
 
     Raises:
         NotThere: a file is missing.
         DataError: a file is damaged, or not the original.
     """
-    return {name: decode(_read(folder / name), name) for name in md5}
+    arrays = {}
+    for name in NAMES:
+        if (content := read_file(f"{name}.gz")) is not None:
+            content = _unpacked(content, f"{origin}, {name}.gz")
+        elif (content := read_file(name)) is None:
+            raise NotThere(f"{origin}: has no {name}[.gz]")
+        arrays[name] = decode(content, f"{origin}, {name}")
+    return proven(arrays, md5, origin)
 
 
-def check_original(arrays: Mapping[str, np.ndarray], md5: Mapping[str, str], source: str) -> None:
-    """Arrays from any source are the published ones, to the bit, if their IDX files hash alike.
+def read_folder(folder: Path, md5: Mapping[str, str]) -> Parts:
+    """Both parts from the published files in a folder, plain or with .gz appended."""
+
+    def read_file(name: str) -> bytes | None:
+        try:
+            return (folder / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise DataError(f"{folder / name}: cannot be read ({error.strerror})") from error
+
+    return read(read_file, md5, f"folder {folder}")
+
+
+def read_from_hub(images: HubImages, path: Path | None, md5: Mapping[str, str]) -> Parts:
+    """Both parts from the hub's parquet, which has the same images in the same order."""
+    train, test, origin = read_hub(images, path)
+    arrays = (train.images[:, 0], train.labels, test.images[:, 0], test.labels)
+    return proven(
+        {name: array.astype(np.uint8) for name, array in zip(NAMES, arrays, strict=True)}, md5, origin
+    )
+
+
+def proven(arrays: Mapping[str, np.ndarray], md5: Mapping[str, str], origin: str) -> Parts:
+    """Both parts of four arrays (N, H, W) and (N,), by name, if their IDX files are the published ones.
 
     The publishers' hashes are MD5; they identify content here and protect nothing.
 
     Raises:
-        DataError: naming the array and both hashes.
+        DataError: naming the file and both hashes.
     """
-    for name, expected in md5.items():
+    for name in NAMES:
         actual = hashlib.md5(encode(arrays[name]), usedforsecurity=False).hexdigest()
-        if actual != expected:
-            raise DataError(f"{source}: md5 of {name} is {actual}, of the original {expected}")
+        if actual != md5[name]:
+            raise DataError(f"{origin}: md5 of {name} is {actual}, of the original {md5[name]}")
+    images, labels, test_images, test_labels = (arrays[name] for name in NAMES)
+    return (
+        LabelledImages(images[:, None], labels, "the training files"),
+        LabelledImages(test_images[:, None], test_labels, "the test files"),
+        origin,
+    )
 
 
-def _read(file: Path) -> bytes:
-    packed = file.with_name(f"{file.name}.gz")
+def _unpacked(content: bytes, name: str) -> bytes:
     try:
-        return gzip.decompress(packed.read_bytes()) if packed.exists() else file.read_bytes()
-    except FileNotFoundError as error:
-        raise NotThere(f"{file}[.gz]: no such file") from error
+        return gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{packed if packed.exists() else file}: cannot be read ({error})") from error
+        raise DataError(f"{name}: cannot be read ({error})") from error

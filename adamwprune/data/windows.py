@@ -8,43 +8,48 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adamwprune.data.base import Data, Dataset, JoinedDataset
+from adamwprune.data.base import Data, Dataset
 from adamwprune.data.fingerprint import fingerprint
+from adamwprune.data.tokenizer import Tokenizer
 from adamwprune.data.tokens import TokenArray, check_vocab
 from adamwprune.errors import DataError
 
 
 class TokenWindows:
-    """Windows over one array of tokens.
+    """Windows over arrays of tokens, one after the other; none crosses from an array into the next.
 
-    Window i starts at token `offset + i * block_size` and reads block_size + 1 tokens: inputs
-    (N, T) and targets (N, T) int64, where targets[:, t] follows inputs[:, t]. Within an epoch no
+    Within an array, window i starts at token `offset + i * block_size` and reads block_size + 1 tokens:
+    inputs (N, T) and targets (N, T) int64, where targets[:, t] follows inputs[:, t]. Within an epoch no
     token is a target twice.
 
     With a seed, each epoch has its own offset in [0, block_size): a token is not always seen at
-    the same position, with the same context. The number of windows stays the same, since one is
-    kept in reserve for the largest offset. Without a seed the windows never move.
+    the same position, with the same context. The number of windows stays the same, since one of each
+    array is kept in reserve for the largest offset. Without a seed the windows never move.
     """
 
-    def __init__(self, ids: np.ndarray, block_size: int, *, seed: int | None = None) -> None:
-        # A plain view: numpy would make a memmap object of every batch.
-        self._ids = np.asarray(ids)
+    def __init__(self, arrays: Sequence[np.ndarray], block_size: int, *, seed: int | None = None) -> None:
+        # Plain views: numpy would make a memmap object of every window.
+        self._arrays = [np.asarray(ids) for ids in arrays]
         self._block_size = block_size
         self._seed = seed
-        self._count = (len(ids) - 1) // block_size - (seed is not None)
-        self._reach = np.arange(block_size + 1)
+        counts = [max((len(ids) - 1) // block_size - (seed is not None), 0) for ids in arrays]
+        self._ends = np.cumsum(counts, dtype=np.int64)
+        self._begins = self._ends - counts
 
     def __len__(self) -> int:
-        """Windows per epoch; 0 where the array is too short."""
-        return max(self._count, 0)
+        """Windows per epoch; 0 where all arrays are too short."""
+        return int(self._ends[-1]) if len(self._ends) else 0
 
     def batch(self, indices: np.ndarray, epoch: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets, int64 (N, block_size) each; see `Dataset.batch`."""
-        # numpy would take a negative index from the end, and one too large from the reserve.
-        if indices.size and not (indices.min() >= 0 and indices.max() < self._count):
-            raise IndexError(f"indices {indices.min()} to {indices.max()} of {self._count} windows")
-        starts = self._offset(epoch) + indices * self._block_size
-        windows = np.take(self._ids, starts[:, None] + self._reach).astype(np.int64)
+        # numpy would take a negative index from the end.
+        if indices.size and not (indices.min() >= 0 and indices.max() < len(self)):
+            raise IndexError(f"indices {indices.min()} to {indices.max()} of {len(self)} windows")
+        owners = np.searchsorted(self._ends, indices, side="right")
+        starts = self._offset(epoch) + (indices - self._begins[owners]) * self._block_size
+        windows = np.empty((len(indices), self._block_size + 1), dtype=np.int64)
+        for window, owner, start in zip(windows, owners.tolist(), starts.tolist(), strict=True):
+            window[:] = self._arrays[owner][start : start + self._block_size + 1]
         return torch.from_numpy(windows[:, :-1].copy()), torch.from_numpy(windows[:, 1:].copy())
 
     def _offset(self, epoch: int) -> int:
@@ -63,20 +68,21 @@ def token_data(
     vocab_size: int,
     block_size: int,
     seed: int,
-    tokenizer: str,
+    tokenizer: Tokenizer | None,
     vocab_fix: str,
     facts: dict[str, Any],
 ) -> Data:
     """The `Data` of token arrays: moving windows to train on, fixed ones to validate on.
 
-    `tokenizer` names what turned text into these ids (a hash) and is part of the fingerprint;
-    `vocab_fix` is the way out that the message about a vocabulary too small offers; to `facts`,
-    of the source, counts and hashes are added.
+    `tokenizer` is what turned text into these ids, None where they never were text; its hash is part
+    of the fingerprint. `vocab_fix` is the way out that the message about a vocabulary too small offers.
+    To `facts`, of the source, counts and hashes are added.
 
     Raises:
         DataError: the vocabulary is too small, or a part is shorter than a window.
     """
     check_vocab(vocab_size, [*train, *val], name=name, fix=vocab_fix)
+    tokenizer_sha256 = "none" if tokenizer is None else tokenizer.sha256
     return Data(
         name=name,
         train=_windows(train, block_size, seed, f"{name}'s training part"),
@@ -89,24 +95,23 @@ def token_data(
             {
                 "train": " ".join(array.sha256 for array in train),
                 "val": " ".join(array.sha256 for array in val),
-                "tokenizer": tokenizer,
+                "tokenizer": tokenizer_sha256,
             }
         ),
         facts={
             **facts,
-            "tokenizer_sha256": tokenizer,
+            "tokenizer_sha256": tokenizer_sha256,
             "train_tokens": sum(len(array.ids) for array in train),
             "val_tokens": sum(len(array.ids) for array in val),
         },
+        tokenizer=tokenizer,
     )
 
 
 def _windows(arrays: Sequence[TokenArray], block_size: int, seed: int | None, what: str) -> Dataset:
-    """Windows do not cross from one array into the next: at most two per array are lost by that."""
-    parts = [TokenWindows(array.ids, block_size, seed=seed) for array in arrays]
-    parts = [part for part in parts if len(part)]
-    if not parts:
+    windows = TokenWindows([array.ids for array in arrays], block_size, seed=seed)
+    if not len(windows):
         longest = max((len(array.ids) for array in arrays), default=0)
         most = (longest - 1) // (1 if seed is None else 2)
         raise DataError(f"data.block_size={block_size}: {what} has {longest} tokens; use at most {most}")
-    return parts[0] if len(parts) == 1 else JoinedDataset(parts)
+    return windows

@@ -5,16 +5,19 @@ take disjoint parts of one global batch, so their number changes who computes, n
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from adamwprune.data.base import Dataset
 
 Batch = tuple[Tensor, Tensor]  # inputs, targets
+
+CPU = torch.device("cpu")
 
 
 class TrainingBatches:
@@ -64,22 +67,36 @@ class TrainingBatches:
         return self._dataset.batch(indices, step // self.steps_per_epoch)
 
 
-def stream(batches: TrainingBatches, first_step: int, num_workers: int) -> Iterator[Batch]:
-    """Micro batches of the steps first_step, first_step + 1, ..., in order, without end.
+def stream(
+    batches: TrainingBatches, first_step: int, num_workers: int, device: torch.device = CPU
+) -> Iterator[Batch]:
+    """Micro batches of the steps first_step, first_step + 1, ..., in order, without end; on the CPU.
 
-    With `num_workers` threads they are prepared ahead; what comes out is the same.
+    With `num_workers` threads they are prepared ahead; what comes out is the same. For a CUDA `device`
+    they are in pinned memory, from where `.to(device, non_blocking=True)` copies while the CPU goes on.
     """
+    load = _pinned(batches.load) if device.type == "cuda" else batches.load
     wanted = ((step, part) for step in count(first_step) for part in batches.micro_batches(step))
     if num_workers == 0:
-        yield from (batches.load(step, part) for step, part in wanted)
+        yield from (load(step, part) for step, part in wanted)
         return
     with ThreadPoolExecutor(num_workers, thread_name_prefix="batches") as pool:
         ahead: deque[Future[Batch]] = deque()
         try:
             for step, part in wanted:
-                ahead.append(pool.submit(batches.load, step, part))
+                ahead.append(pool.submit(load, step, part))
                 if len(ahead) > 2 * num_workers:
                     yield ahead.popleft().result()
         finally:
             for future in ahead:
                 future.cancel()
+
+
+def _pinned(load: Callable[[int, np.ndarray], Batch]) -> Callable[[int, np.ndarray], Batch]:
+    """`load` into pinned memory; torch lends a buffer to another batch only when the copy from it is done."""
+
+    def load_pinned(step: int, indices: np.ndarray) -> Batch:
+        inputs, targets = load(step, indices)
+        return inputs.pin_memory(), targets.pin_memory()
+
+    return load_pinned

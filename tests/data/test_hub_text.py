@@ -1,21 +1,23 @@
-"""Text of the hub: prepared from real parquet, read back as shards, and refused when it is damaged."""
+"""Text of the hub: read by the real code from parquet laid out as there, refused when it is damaged."""
 
 import contextlib
 import json
 import lzma
 import os
 import socket
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from adamwprune.data import bpe, hub, hub_text, prepare, shards
+from adamwprune.composition import CONF_DIR
+from adamwprune.data import bpe, hub, hub_text, prepared, shards
 from adamwprune.data.assets import read_asset
 from adamwprune.data.cache import NotThere
+from adamwprune.data.encoding import is_validation
 from adamwprune.errors import ConfigError, DataError, DiskError
 
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -32,37 +34,76 @@ def addresses():
 
 @pytest.fixture
 def folder(tmp_path, addresses):
-    """Two files laid out as on the hub, with a column that is not wanted and an empty document."""
-    return write_parquet(tmp_path / "fineweb", addresses[:9], ["", *addresses[9:]])
+    """Two files laid out as on the hub, with the columns that it has and an empty document."""
+    return write_parquet(
+        tmp_path / "fineweb",
+        {
+            "sample/10BT/000_00000.parquet": addresses[:9],
+            "sample/10BT/001_00000.parquet": ["", *addresses[9:]],
+        },
+        FINEWEBEDU_COLUMNS,
+    )
 
 
-def write_parquet(root, *files):
+# What fineweb-edu has beside the text.
+FINEWEBEDU_COLUMNS = {
+    "id": "<urn:uuid:0>",
+    "dump": "CC-MAIN-2013-20",
+    "url": "http://example.org",
+    "file_path": "s3://commoncrawl/x.warc.gz",
+    "language": "en",
+    "language_score": 0.96,
+    "token_count": 123,
+    "score": 3.5,
+    "int_score": 4,
+}
+
+
+def write_parquet(root, files, columns=()):
+    """`files`: path -> documents; `columns`: name -> a value that every row has."""
     import pyarrow
 
-    place = root / "sample" / "10BT"
-    place.mkdir(parents=True)
-    for number, documents in enumerate(files):
-        table = pyarrow.table({"id": [str(i) for i in range(len(documents))], "text": documents})
-        parquet.write_table(table, place / f"{number:03d}_00000.parquet")
+    for path, documents in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        others = {name: [value] * len(documents) for name, value in dict(columns).items()}
+        # Several row groups a file, as on the hub.
+        parquet.write_table(pyarrow.table({"text": documents, **others}), root / path, row_group_size=4)
     return root
 
 
-def make(tmp_path, **keys):
+def option(name, **keys):
+    """An option of conf/data as it stands there, and keys given beside it."""
+    root = OmegaConf.create({"seed": 0, "recipe": {"block_size": 64}, "data": {}})
+    root.data = OmegaConf.load(CONF_DIR / "data" / f"{name}.yaml")
+    node = OmegaConf.to_container(root, resolve=True)["data"]
+    assert node.pop("_target_") == "adamwprune.data.hub_text.hub_text"
+    return hub_text.hub_text(**{**node, **keys})
+
+
+def make(tmp_path, name="finewebedu", **keys):
     standard = {
-        "vocab_size": 50257,
-        "block_size": 64,
-        "seed": 0,
         "source": "folder",
         "data_dir": str(tmp_path / "data"),
         "val_fraction": VAL_FRACTION,
         "shard_tokens": 30_000,
+        "num_processes": 1,
     }
-    return hub_text.finewebedu(**{**standard, **keys})
+    return option(name, **{**standard, **keys})
 
 
 def prepared_folder(tmp_path):
     (found,) = (entry for entry in (tmp_path / "data").iterdir() if entry.is_dir())
     return found
+
+
+def documents_of(data):
+    """Its documents as sets of texts: those that train, and those that validate."""
+    found, table = shards.read_shards(Path(data.facts["folder"])), bpe.gpt2_encoding()
+    return tuple(
+        set(table.decode(np.concatenate([array.ids for array in part]).tolist()).split("<|endoftext|>"))
+        - {""}
+        for part in (found.train, found.val)
+    )
 
 
 def test_parquet_becomes_shards_of_whole_documents(tmp_path, folder, addresses):
@@ -74,7 +115,7 @@ def test_parquet_becomes_shards_of_whole_documents(tmp_path, folder, addresses):
         expected = [
             tokens
             for text, tokens in zip(addresses, encoded, strict=True)
-            if prepare.is_validation(text, VAL_FRACTION) == held_out
+            if is_validation(text, VAL_FRACTION) == held_out
         ]
         assert np.array_equal(np.concatenate([shard.ids for shard in part]), np.concatenate(expected))
         documents = [np.count_nonzero(shard.ids == bpe.END_OF_TEXT) for shard in part]
@@ -85,7 +126,10 @@ def test_parquet_becomes_shards_of_whole_documents(tmp_path, folder, addresses):
     assert len(found.train) > 2
     assert found.documents == {"train": 20 - found.documents["val"], "val": found.documents["val"]}
     assert data.facts["train_tokens"] + data.facts["val_tokens"] == sum(map(len, encoded))
-    assert set(data.facts["recipe"]["sha256"]) == {"000_00000.parquet", "001_00000.parquet"}
+    assert set(data.facts["recipe"]["sha256"]) == {
+        "sample/10BT/000_00000.parquet",
+        "sample/10BT/001_00000.parquet",
+    }
     inputs, targets = data.train.batch(np.arange(len(data.train)), epoch=1)
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
 
@@ -94,7 +138,7 @@ def test_second_use_needs_neither_datasets_nor_the_files(tmp_path, folder, monke
     """The shards are all that is read, also when only they are carried to another machine."""
     first = make(tmp_path, path=str(folder))
     monkeypatch.setattr(hub, "load", None)
-    monkeypatch.setattr(hub_text, "prepare", None)
+    monkeypatch.setattr(prepared, "prepare", None)
     assert make(tmp_path, path=str(folder)).fingerprint == first.fingerprint
     elsewhere = tmp_path / "elsewhere"
     prepared_folder(tmp_path).rename(elsewhere)
@@ -104,9 +148,10 @@ def test_second_use_needs_neither_datasets_nor_the_files(tmp_path, folder, monke
 def test_fingerprint_is_of_content_not_of_names_and_times(tmp_path, folder, addresses):
     """The same documents in other files, written later: equal. One letter less: not."""
     first = make(tmp_path, path=str(folder)).fingerprint
-    same = write_parquet(tmp_path / "same", addresses[:1], addresses[1:])
+    one, two = "sample/10BT/a.parquet", "sample/10BT/b.parquet"
+    same = write_parquet(tmp_path / "same", {one: addresses[:1], two: addresses[1:]})
     assert make(tmp_path, path=str(same)).fingerprint == first
-    changed = write_parquet(tmp_path / "changed", [addresses[0][:-1]], addresses[1:])
+    changed = write_parquet(tmp_path / "changed", {one: [addresses[0][:-1]], two: addresses[1:]})
     assert make(tmp_path, path=str(changed)).fingerprint != first
 
 
@@ -118,16 +163,19 @@ def test_changed_files_are_prepared_anew(tmp_path, folder, addresses):
     assert make(tmp_path, path=str(folder)).facts["train_tokens"] < first.facts["train_tokens"]
 
 
-def test_max_tokens_takes_whole_documents_from_the_beginning(tmp_path, folder, addresses):
-    """Until the next would be too much: 60,000 tokens are the first documents and nothing else."""
-    data = make(tmp_path, path=str(folder), max_tokens=60_000, val_fraction=0.4)
-    lengths = np.cumsum([len(t) for t in bpe.encode(bpe.gpt2_encoding(), addresses, end_of_text=True)])
-    total = data.facts["train_tokens"] + data.facts["val_tokens"]
-    assert total == lengths[lengths <= 60_000][-1]
-
-
-def test_hub_and_folder_are_read_by_the_same_code(tmp_path, folder, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "repository"),
+    [
+        ("finewebedu", "HuggingFaceFW/fineweb-edu"),
+        ("openwebtext", "Skylion007/openwebtext"),
+        ("tinystories", "roneneldan/TinyStories"),
+    ],
+)
+def test_hub_and_folder_are_read_by_the_same_code(tmp_path, addresses, monkeypatch, name, repository):
     """Only the location and the pinned revision differ; here the hub's id leads to the local folder."""
+    files = ("sample/10BT/0.parquet", "plain_text/train-0.parquet", "data/train-0.parquet")
+    folder = write_parquet(tmp_path / "copy", dict.fromkeys(files, addresses[:9]))
+    write_parquet(folder, {"data/validation-0.parquet": addresses[9:11]})
     calls = []
     load = hub.load
 
@@ -137,14 +185,19 @@ def test_hub_and_folder_are_read_by_the_same_code(tmp_path, folder, monkeypatch)
 
     monkeypatch.setattr(hub, "load", load_locally)
     monkeypatch.setattr(hub, "check", lambda: None)
-    from_hub = make(tmp_path, source="hub")
-    from_folder = make(tmp_path, path=str(folder))
+    keys = {"val_fraction": None if name == "tinystories" else VAL_FRACTION}
+    from_hub = make(tmp_path, name, source="hub", **keys)
+    from_folder = make(tmp_path, name, path=str(folder), **keys)
     assert from_hub.fingerprint == from_folder.fingerprint
-    (hub_id, revision, options), (location, no_revision, same_options) = calls
-    assert (hub_id, len(revision)) == ("HuggingFaceFW/fineweb-edu", 40)
-    assert (location, no_revision) == (folder, None)
-    assert options == same_options
-    assert options["columns"] == ["text"]
+    assert (from_hub.facts["recipe"]["hub_id"], len(from_hub.facts["recipe"]["revision"])) == (repository, 40)
+    hub_calls, folder_calls = calls[: len(calls) // 2], calls[len(calls) // 2 :]
+    for (hub_id, revision, options), (location, no_revision, same) in zip(
+        hub_calls, folder_calls, strict=True
+    ):
+        assert (hub_id, len(revision)) == (repository, 40)
+        assert (location, no_revision) == (folder, None)
+        assert options == same
+        assert options["columns"] == ["text"]
 
 
 def test_readme_of_the_hub_does_not_mislead(tmp_path, folder, addresses):
@@ -153,7 +206,55 @@ def test_readme_of_the_hub_does_not_mislead(tmp_path, folder, addresses):
         "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train, path: data/*/*}\n"
         "- config_name: sample-10BT\n  data_files:\n  - {split: train, path: sample/10BT/*}\n---\n"
     )
-    assert list(hub_text.documents(hub_text.FINEWEBEDU, folder)) == addresses
+    assert set.union(*documents_of(make(tmp_path, path=str(folder)))) == set(addresses)
+
+
+def test_openwebtext_is_read_as_the_hub_has_it(tmp_path, addresses):
+    """plain_text/train-000NN-of-00080.parquet, one column; its README names one configuration."""
+    files = {f"plain_text/train-{number:05d}-of-00080.parquet": addresses[number::4] for number in range(4)}
+    root = write_parquet(tmp_path / "owt", files)
+    (root / "README.md").write_text(
+        "---\nconfigs:\n- config_name: plain_text\n  data_files:\n"
+        "  - {split: train, path: plain_text/train-*}\n  default: true\n---\n"
+    )
+    train, val = documents_of(make(tmp_path, "openwebtext", path=str(root)))
+    assert val == {text for text in addresses if is_validation(text, VAL_FRACTION)}
+    assert train | val == set(addresses)
+
+
+def test_tinystories_keeps_the_published_split(tmp_path, addresses):
+    """data/train-* and data/validation-*: what validates is one, whatever its hash says, and is whole."""
+    files = {
+        "data/train-00000-of-00004-2d5a1467fff1081b.parquet": addresses[:8],
+        "data/train-00001-of-00004-5852b56a2bd28fd9.parquet": addresses[8:16],
+        "data/validation-00000-of-00001-869c898b519ad725.parquet": addresses[16:],
+    }
+    root = write_parquet(tmp_path / "stories", files)
+    keys = {"path": str(root), "val_fraction": None}
+    assert documents_of(make(tmp_path, "tinystories", **keys)) == (set(addresses[:16]), set(addresses[16:]))
+    train, val = documents_of(make(tmp_path, "tinystories", **keys, max_tokens=90_000))
+    assert val == set(addresses[16:])
+    assert train == set(addresses[: len(train)]) < set(addresses[:16])
+
+
+@pytest.mark.parametrize("sample", ["10BT", "100BT"])
+def test_sample_of_finewebedu_is_a_key(tmp_path, addresses, sample):
+    """Each sample has a folder of its own on the hub, and a folder of its own here."""
+    one, two = {"10BT": addresses[:10], "100BT": addresses}[sample], addresses
+    root = write_parquet(
+        tmp_path / "fineweb", {"sample/10BT/0.parquet": addresses[:10], "sample/100BT/0.parquet": two}
+    )
+    data = make(tmp_path, path=str(root), sample=sample)
+    assert set.union(*documents_of(data)) == set(one)
+
+
+def test_fast_forward_within_a_file_is_exact(folder, addresses):
+    """From any document on, across row groups and batches; the empty one is a document here."""
+    repository = hub_text.Repository(folder, None, "text", {None: "sample/10BT/*.parquet"})
+    first, second = repository.files()
+    for start in (0, 1, 4, 5, 8, 9, 12):
+        assert list(first.documents(start)) == addresses[:9][start:]
+        assert list(second.documents(start)) == ["", *addresses[9:]][start:]
 
 
 @pytest.mark.parametrize("damage", ["bit", "truncated", "odd", "empty", "missing"])
@@ -199,66 +300,6 @@ def test_manifest_that_is_not_ours_is_refused(tmp_path, folder, change, message)
         make(tmp_path, path=str(folder))
 
 
-def test_killed_preparation_leaves_nothing_that_is_taken_for_data(tmp_path, addresses, monkeypatch):
-    """An error in the middle: no folder under the final name; the next try is complete and equal."""
-    recipe = {"max_tokens": 10**9, "val_fraction": VAL_FRACTION, "shard_tokens": 30_000}
-
-    def broken():
-        yield from addresses
-        raise DataError("the line went dead")
-
-    monkeypatch.setattr(prepare, "BATCH_DOCUMENTS", 8)
-    target = tmp_path / "data" / "text"
-    with pytest.raises(DataError, match="line went dead"):
-        prepare.prepare(broken(), target, recipe={}, **recipe)
-    assert not target.exists()
-    assert len(list((tmp_path / "data" / "text.partial").glob("train-*.bin"))) > 1
-    prepare.prepare(iter(addresses), target, recipe={}, **recipe)
-    prepare.prepare(iter(addresses), tmp_path / "data" / "fresh", recipe={}, **recipe)
-    names = {file.name for file in target.iterdir()}
-    assert names == {file.name for file in (tmp_path / "data" / "fresh").iterdir()}
-    assert all((target / n).read_bytes() == (tmp_path / "data" / "fresh" / n).read_bytes() for n in names)
-
-
-def test_two_at_once_prepare_one(tmp_path, addresses):
-    """The second waits and finds it done; file locks hold between threads, too, when opened twice."""
-    started, target = [], tmp_path / "text"
-
-    def documents():
-        started.append(True)
-        time.sleep(0.2)
-        yield from addresses
-
-    def run():
-        prepare.prepare(
-            documents(), target, recipe={}, max_tokens=10**9, val_fraction=VAL_FRACTION, shard_tokens=10**6
-        )
-
-    threads = [threading.Thread(target=run) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(started) == 1
-    assert shards.read_shards(target).documents["train"] > 0
-
-
-def test_split_by_document_is_near_its_fraction_and_fixed():
-    """Of 10,000 documents 5 % within four standard errors (0.22 % each), whatever else is there."""
-    documents = [f"document {number}" for number in range(10_000)]
-    held_out = [document for document in documents if prepare.is_validation(document, 0.05)]
-    assert abs(len(held_out) / 10_000 - 0.05) < 4 * 0.0022
-    assert not any(prepare.is_validation(document, 0) for document in documents)
-    assert all(prepare.is_validation(document, 0.1) for document in held_out)
-
-
-@pytest.mark.parametrize("keys", [{"val_fraction": 0.0}, {"max_tokens": 100}])
-def test_empty_part_is_refused(tmp_path, folder, keys):
-    """With both keys that could change it."""
-    with pytest.raises(DataError, match=r"data.val_fraction=.*, data.max_tokens=.*: leave"):
-        make(tmp_path, path=str(folder), **keys)
-
-
 def test_column_of_another_name_is_refused(tmp_path):
     """One line, whichever library notices."""
     import pyarrow
@@ -277,10 +318,19 @@ def test_folder_without_the_files_is_refused(tmp_path):
         make(tmp_path, path=str(tmp_path))
 
 
-@pytest.mark.parametrize("keys", [{"source": "folder"}, {"source": "hub", "path": "x"}, {"source": "shards"}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"source": "folder"},
+        {"source": "hub", "path": "x"},
+        {"source": "shards"},
+        {"source": "hub", "val_fraction": None},
+        {"source": "hub", "val_files": "val/*.parquet"},
+    ],
+)
 def test_contradictory_keys_are_the_users(tmp_path, keys):
     """Exit 2: the configuration is wrong, not the data."""
-    with pytest.raises(ConfigError, match=r"data.path="):
+    with pytest.raises(ConfigError, match=r"data.path=|data.val_fraction="):
         make(tmp_path, **keys)
 
 
@@ -319,7 +369,7 @@ def test_dead_network_is_known_in_seconds(tmp_path, dead_hub):
     assert "\n" not in message
     for part in (
         "127.0.0.1:9 does not answer",
-        "0.28 GB",
+        "0.28 GB of HuggingFaceFW/fineweb-edu",
         "hf download HuggingFaceFW/fineweb-edu",
         "data=sotu",
     ):

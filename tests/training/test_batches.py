@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adamwprune.training.batches import TrainingBatches, stream
 
@@ -69,6 +71,29 @@ def test_ranks_are_disjoint_and_together_the_global_batch(world):
         assert set().union(*parts) == alone[step]
 
 
+@given(
+    micro=st.integers(1, 3),
+    world=st.integers(1, 4),
+    accumulation=st.integers(1, 3),
+    epochs=st.integers(1, 3),
+    extra=st.integers(0, 20),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_division_of_a_step_is_of_the_same_samples(micro, world, accumulation, epochs, extra, seed):
+    """Against one rank with one micro batch: every rank has its places of it, in order."""
+    global_batch = micro * world * accumulation
+    size = 2 * global_batch + extra
+    alone = batches(size, seed, global_batch, micro=global_batch)
+    ranks = [batches(size, seed, global_batch, micro, rank, world) for rank in range(world)]
+    for step in range(epochs * alone.steps_per_epoch):
+        (whole,) = alone.micro_batches(step)
+        parts = [order.micro_batches(step) for order in ranks]
+        assert {len(part) for rank in parts for part in rank} == {micro}
+        together = [part[number] for number in range(accumulation) for part in parts]
+        assert np.concatenate(together).tolist() == whole.tolist()
+        assert len(set(whole.tolist())) == global_batch
+
+
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_workers_change_nothing(workers):
     """The stream is the same with and without threads, from any step on."""
@@ -84,6 +109,40 @@ def test_workers_change_nothing(workers):
         (part.tolist(), [step // 6] * 2) for step in range(4, 9) for part in order.micro_batches(step)
     ]
     assert take(len(expected)) == expected
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_for_cuda_are_pinned(workers, monkeypatch):
+    """Each tensor of each batch, and as it was; for the CPU, the control, none is."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor.clone())
+
+    def first(device):
+        running = stream(batches(), 0, workers, device)
+        found = [next(running) for _ in range(3)]
+        running.close()
+        return [(inputs.tolist(), epochs.tolist()) for inputs, epochs in found]
+
+    expected = first(torch.device("cpu"))
+    assert not pinned
+    assert first(torch.device("cuda", 1)) == expected
+    assert len(pinned) >= 6
+
+
+@pytest.mark.gpu
+def test_pinned_batches_arrive_whole():
+    """Real pinned memory, used again and again, and copies that overlap: what arrives was asked for."""
+    device = torch.device("cuda")
+    order = batches(size=4096, global_batch=512, micro=512)
+    running = stream(order, 0, 2, device)
+    arrived = []
+    for _ in range(64):
+        inputs, _ = next(running)
+        assert inputs.is_pinned()
+        arrived.append(inputs.to(device, non_blocking=True))
+    running.close()
+    for step, inputs in enumerate(arrived):
+        assert inputs.cpu().tolist() == step_samples(order, step)
 
 
 def test_a_failing_worker_is_heard():

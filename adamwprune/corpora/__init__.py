@@ -1,0 +1,1 @@
+"""Texts that are made on this machine, of packages that its distribution has."""

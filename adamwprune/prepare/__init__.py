@@ -1,0 +1,1 @@
+"""Data sets fetched and prepared before a run needs them: `python -m adamwprune.prepare --help`."""
