@@ -25,6 +25,7 @@ class Ranks:
     local_rank: int
     world_size: int
     device: torch.device
+    local_world_size: int = 1  # ranks of this machine
 
     @property
     def is_main(self) -> bool:
@@ -77,6 +78,7 @@ def joined(device_type: str, timeout_seconds: float) -> Iterator[Ranks]:
     rank = int(os.environ.get("RANK", 0))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     world_size = int(os.environ.get("WORLD_SIZE", 1))
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     device = torch.device(device_type, local_rank) if device_type == "cuda" else torch.device(device_type)
     if device_type == "cuda":
         torch.cuda.set_device(device)
@@ -84,7 +86,12 @@ def joined(device_type: str, timeout_seconds: float) -> Iterator[Ranks]:
         backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_seconds))
     try:
-        yield Ranks(rank, local_rank, world_size, device)
+        yield Ranks(rank, local_rank, world_size, device, local_world_size)
     finally:
         if world_size > 1:
             dist.destroy_process_group()
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether torch says that another rank has ended or does not answer; Gloo's errors are plain ones."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

@@ -1,11 +1,11 @@
 """From one process to the run's processes: here, under torchrun, or started by torch's launcher.
 
 With one device the run happens in this process, so that a debugger works. With several, torch's
-elastic launcher starts one process (rank) a device and they meet on a free port. Under torchrun
-this process is a rank already.
+elastic launcher starts one process (rank) a device and they meet on a free port. Under torchrun,
+which may have started others on other machines, this process is a rank already.
 
-A rank is a session of its own, which no key press reaches, and is told to stop when the launcher
-dies. The launcher passes SIGINT and SIGUSR1 on, once to each rank; torch passes SIGTERM on.
+A rank is told to stop when its launcher dies. One that we started is a session of its own, which no
+key press reaches; the launcher passes SIGINT and SIGUSR1 on, once to each, and torch SIGTERM.
 """
 
 import ctypes
@@ -26,16 +26,15 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from adamwprune.config import Config
-from adamwprune.errors import DiskError, DivergedError, Interrupted, Preempted, RunError, SparsityError
+from adamwprune.errors import Interrupted, RunError
 from adamwprune.preflight import is_rank
+from adamwprune.rank_errors import speaker
 from adamwprune.run_directory import SUMMARY, read_json
 from adamwprune.signal_handlers import handling
 from adamwprune.training.run import train
 
 # Seconds that a rank has to finish its step and save after a stop; then it is killed.
 SHUTDOWN_TIMEOUT = 120
-# Errors that every rank raises at the same point: rank 0 alone says them.
-AGREED = (Preempted, Interrupted, DivergedError, SparsityError, DiskError)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -46,7 +45,10 @@ def launch(config: Config, directory: Path, job_logging: Mapping[str, Any]) -> f
         RunError: what ended the run.
         SystemExit: with the exit code of a rank that failed and has said why.
     """
-    if is_rank() or config.hardware.num_devices == 1:
+    if is_rank():
+        _be_a_rank()
+        return train(config, directory)
+    if config.hardware.num_devices == 1:
         return train(config, directory)
     launcher = LaunchConfig(
         min_nodes=1,
@@ -75,8 +77,7 @@ def launch(config: Config, directory: Path, job_logging: Mapping[str, Any]) -> f
 def _rank_main(config: Config, directory: Path, job_logging: dict[str, Any], launcher: int) -> float:
     """Body of a spawned rank; its exit code is that of what went wrong."""
     os.setsid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _be_a_rank()
     if os.getppid() != launcher:
         sys.exit(143)  # the launcher died before the line above
     rank = os.environ["RANK"]
@@ -84,18 +85,25 @@ def _rank_main(config: Config, directory: Path, job_logging: dict[str, Any], lau
         logging.config.dictConfig(job_logging)
     else:
         logging.basicConfig(level=logging.ERROR)
-    # A compiled convolution may return its gradient in another layout; DDP copies it and says so.
-    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     try:
         return train(config, directory)
     except RunError as error:
-        if rank == "0" or not isinstance(error, AGREED):
-            where = "" if rank == "0" else f" on rank {rank}"
+        if (where := speaker(error)) is not None:
             print(f"error[{error.exit_code}]{where}: {error}", file=sys.stderr)
         logging.shutdown()
         # Everything is closed; torch's own threads may abort an ordinary exit and hide the code.
         sys.stderr.flush()
         os._exit(error.exit_code)
+
+
+def _be_a_rank() -> None:
+    """Stop when the launcher dies, and leave out what torch says to each rank."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    # A compiled convolution may return its gradient in another layout; DDP copies it and says so.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    # FSDP warns of in-place operations on a model's output, which nothing here does.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
 
 def _recorded_code(directory: Path) -> int:

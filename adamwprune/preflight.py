@@ -1,15 +1,15 @@
 """What must be true of this machine before a run is worth starting; nothing is created before.
 
-Cheapest first: devices (exit 4), trackers (6), data (3), then what only the objects know: whether
-the model takes its shape, has the weights that patterns name, and whether the optimizer keeps the
-state that the criterion scores by (2).
+Cheapest first: devices (exit 4), trackers (6), initial weights (5), data (3), then what only the
+objects know: whether the model takes its shape, has the weights that patterns name, and whether
+the optimizer keeps the state that the criterion scores by (2).
 """
 
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from adamwprune.config import Config, Device, Precision, update_steps
+from adamwprune.config import Config, Device, Parallel, Precision, update_steps
 from adamwprune.errors import ConfigError, HardwareError, TrackerError
 from adamwprune.explanations import first_line
 from adamwprune.targets import build
@@ -33,14 +33,25 @@ def check_machine(config: Config) -> None:
         RunError: the first that fails, with what to type instead.
     """
     check_devices(config)
+    check_choices(config)
+
+
+def check_choices(config: Config) -> None:
+    """All but the devices, which may be those of another machine.
+
+    Raises:
+        RunError: the first that fails, with what to type instead.
+    """
     check_trackers(config)
+    check_weights(config)
     data = check_data(config)
     shapes = check_model(config, data)
     check_pruning_fits(config, data, shapes)
+    check_sharding(config, shapes)
 
 
 def check_devices(config: Config) -> None:
-    """As many CUDA devices as asked for, and as many ranks as a launcher started."""
+    """As many devices of the kind as asked for, and as many ranks as a launcher started."""
     hardware = config.hardware
     started = int(os.environ.get("WORLD_SIZE", 1))
     if is_rank() and started != hardware.num_devices:
@@ -52,23 +63,48 @@ def check_devices(config: Config) -> None:
         return
     import torch  # only where a device has to be looked for
 
-    found = torch.cuda.device_count()
+    found, has_mps = torch.cuda.device_count(), torch.backends.mps.is_available()
+    if hardware.device is Device.mps or (hardware.device is Device.auto and found == 0 and has_mps):
+        _check_mps(config, has_mps)
+        return
     if hardware.device is Device.auto and found == 0:
         if hardware.precision is Precision.fp16:
             raise HardwareError(
                 "hardware.precision=fp16: found no CUDA device, and a CPU has no fp16; use fp32 or bf16"
             )
         return
-    if found < hardware.num_devices:
+    # Of several machines each looks for its own.
+    needed = int(os.environ.get("LOCAL_WORLD_SIZE", hardware.num_devices))
+    if found < needed:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        is_gpt2 = config.model["_target_"].endswith(".GPT2")
         where = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible!r})"
+        count = "as many" if needed == hardware.num_devices else f"{needed} of them here,"
         raise HardwareError(
-            f"hardware.num_devices={hardware.num_devices}: needs as many CUDA devices, found {found}{where}; "
+            f"hardware.num_devices={hardware.num_devices}: needs {count} CUDA devices, found {found}{where}; "
             "type hardware=cpu instead"
             + (f", or hardware.num_devices={found}" if found else "")
-            + (" (for GPT-2 in minutes on a CPU: experiment=gpt2-shakespeare-cpu)" if is_gpt2 else "")
+            + _small_gpt2(config)
         )
+
+
+def _check_mps(config: Config, has_mps: bool) -> None:
+    """Apple's GPU is there, and it is one device."""
+    if not has_mps:
+        raise HardwareError(
+            "hardware.device=mps: this torch finds no GPU of Apple's; type hardware=cpu instead"
+            + _small_gpt2(config)
+        )
+    if config.hardware.num_devices > 1:
+        raise HardwareError(
+            f"hardware.num_devices={config.hardware.num_devices}: Apple's GPU is one device; use 1, or "
+            "hardware.device=cpu"
+        )
+
+
+def _small_gpt2(config: Config) -> str:
+    """The end of a refusal, for those who wanted GPT-2."""
+    is_gpt2 = config.model["_target_"].endswith(".GPT2")
+    return " (for GPT-2 in minutes on a CPU: experiment=gpt2-shakespeare-cpu)" if is_gpt2 else ""
 
 
 def check_trackers(config: Config) -> None:
@@ -76,6 +112,19 @@ def check_trackers(config: Config) -> None:
     if missing := missing_packages(config.tracker):
         name, line = missing[0]
         raise TrackerError(f"tracker={name}: its package is not installed; {line}, or use tracker=none")
+
+
+def check_weights(config: Config) -> None:
+    """The file of `model.weights` is that of this model, by its header; before data are prepared for it."""
+    if not config.model.get("weights"):
+        return
+    import torch
+
+    from adamwprune.training.build import model_node, names_weights
+
+    if names_weights(config):
+        with torch.device("meta"):
+            build(model_node(config), "model")()
 
 
 def check_data(config: Config) -> "Data":
@@ -89,6 +138,10 @@ def check_data(config: Config) -> "Data":
     if problems := [*warmup_problems(config, steps), *plan_problems(config, steps)]:
         raise ConfigError(*problems)
     _try("lr_schedule", config.lr_schedule, config, 0, steps)
+    if config.samples.tokens:
+        from adamwprune.training.text_samples import check_prompts
+
+        check_prompts(data.tokenizer, config.samples.prompts)
     return data
 
 
@@ -105,9 +158,10 @@ def check_model(config: Config, data: "Data") -> Sequence[Sequence[int]]:
     from adamwprune.pruning.compatibility import check_scope
     from adamwprune.pruning.prunable import find_prunable
     from adamwprune.pruning.scopes.segments import NamedShape
+    from adamwprune.training.build import model_node
 
     with torch.device("meta"):
-        model = build(config.model, "model")()
+        model = build(model_node(config), "model")()
     spread = np.linspace(0, len(data.train) - 1, 256).astype(np.int64)  # a set may be sorted by label
     inputs, targets = data.train.batch(spread, 0)
     try:
@@ -171,3 +225,36 @@ def check_pruning_fits(config: Config, data: "Data", shapes: Sequence[Sequence[i
     if shapes:
         sparsities = pruner.mode.sparsities(config.pruning.target_sparsity or 0.0)
         check_exchange(scope, shapes, sparsities, type(pruner.mode).__name__)
+
+
+def check_sharding(config: Config, shapes: Sequence[Sequence[int]]) -> None:
+    """What FSDP leaves out: parts of the pruning that need whole tensors, and fp16's loss scale."""
+    hardware, pruning = config.hardware, config.pruning
+    if hardware.parallel is not Parallel.fsdp or hardware.num_devices == 1:
+        return
+    if hardware.precision is Precision.fp16:
+        raise ConfigError(
+            "hardware.precision=fp16: its loss scale was not tried with hardware.parallel=fsdp; use bf16, or "
+            "hardware.parallel=ddp"
+        )
+    if pruning.criterion is None:
+        return
+    import torch
+
+    from adamwprune.pruning.scopes.blocks import require_whole_blocks
+    from adamwprune.pruning.scoring import needs
+    from adamwprune.pruning.selection.sorting import sorting
+    from adamwprune.pruning.sharding import Shards
+    from adamwprune.pruning.sources import Sources
+    from adamwprune.pruning.state_view import StateView
+
+    shards = Shards(world_size=hardware.num_devices)
+    criterion, scope, selection = (
+        build(getattr(pruning, part) or {}, f"pruning.{part}", config.allow_targets)
+        for part in ("criterion", "scope", "selection")
+    )
+    if selection.func is sorting:
+        sorting([], 0, shards)
+    Sources(needs(criterion), {}, StateView(torch.optim.SGD([torch.zeros(1)])), shards)
+    if shapes:
+        require_whole_blocks(scope(shapes, pruning.target_sparsity), shards)

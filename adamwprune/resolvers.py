@@ -12,8 +12,10 @@ def grad_accum_steps(global_batch_size: int, micro_batch_size: int, num_devices:
     """Micro batches that each device accumulates per optimizer step.
 
     Raises:
-        ValueError: the global batch is not a multiple of micro batch x devices.
+        ValueError: the global batch is not a multiple of micro batch x devices, or one of these is < 1.
     """
+    _check_positive("hardware.micro_batch_size", micro_batch_size)
+    _check_positive("hardware.num_devices", num_devices)
     steps, rest = divmod(global_batch_size, micro_batch_size * num_devices)
     if steps < 1 or rest:
         raise ValueError(
@@ -22,6 +24,12 @@ def grad_accum_steps(global_batch_size: int, micro_batch_size: int, num_devices:
             f"nearest: {_nearest_multiples(global_batch_size, micro_batch_size * num_devices)}"
         )
     return steps
+
+
+def _check_positive(key: str, value: int) -> None:
+    """The schema's ranges are checked after the resolvers have run: these would divide by zero."""
+    if value < 1:
+        raise ValueError(f"{key}={value}: must be >= 1")
 
 
 def _nearest_multiples(value: int, unit: int) -> str:
@@ -33,8 +41,10 @@ def micro_batch_size(global_batch_size: int, num_devices: int, most: int) -> int
     """The largest micro batch that divides a device's share of the global batch, at most `most`.
 
     Raises:
-        ValueError: the global batch cannot be shared evenly between the devices.
+        ValueError: the global batch cannot be shared evenly between the devices, or a number is < 1.
     """
+    _check_positive("hardware.num_devices", num_devices)
+    _check_positive("recipe.micro_batch_size", most)
     share, rest = divmod(global_batch_size, num_devices)
     if share < 1 or rest:
         raise ValueError(

@@ -31,6 +31,7 @@ RECORD = "run.json"
 SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 MASK_UPDATES = "mask_updates.jsonl"
+SAMPLES = "samples.jsonl"
 # Seconds for which a lock is tried: others look at it for microseconds.
 LOCK_PATIENCE = 0.5
 PACKAGES = (

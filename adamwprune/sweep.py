@@ -2,10 +2,12 @@
 
 All jobs are composed and checked before the first starts. A job that raises, exits or is killed
 takes no other with it; the table at the end says which failed. Where a sweep mixes dense and
-pruned arms, the swept `pruning.*` keys do not multiply the dense ones.
+pruned arms, the swept `pruning.*` keys do not multiply the dense ones. `hydra/launcher` says
+where they run (launchers/); Hydra's own launchers would lose all results with one job's.
 
-    multirun/<date>/<time>/sweep.jsonl    one line a finished job
-                           0/, 1/, ...    the jobs' run folders
+    multirun/<date>/<time>/sweep.jsonl     one line a finished job
+                           0/, 1/, ...     the jobs' run folders
+                           0.log, ...      their output, where they run side by side
 """
 
 import json
@@ -14,26 +16,32 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from rich.markup import escape
 
 from adamwprune import run_directory
-from adamwprune.callbacks.console import Terminal
+from adamwprune.callbacks.console import Terminal, format_number
 from adamwprune.composition import compose, given_keys, parse, quoted, to_config
 from adamwprune.config import Config, to_plain
 from adamwprune.errors import ConfigError, Interrupted, Preempted
-from adamwprune.preflight import check_machine
+from adamwprune.launchers.base import TRAIN, Command, Launcher
+from adamwprune.preflight import check_choices, check_machine
 from adamwprune.reporting.sweep_tables import job_table, seed_table
 from adamwprune.signal_handlers import STOP_SIGNALS, handling
+from adamwprune.targets import build
 from adamwprune.validation import MOST_LETTERS
 
-TRAIN = Path(__file__).resolve().parent.parent / "train.py"
+# Hydra's default: no launcher was chosen.
+_HYDRAS_OWN = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+_BASIC = {"_target_": "adamwprune.launchers.basic.Basic"}
 STOPPED = (Preempted.exit_code, Interrupted.exit_code)
 
 
@@ -47,33 +55,73 @@ class Job:
 
 
 def run_sweep(overrides: list[str]) -> int:
-    """Run all jobs one after the other; 0 if all succeeded, 1 if any failed, 75 or 130 if stopped.
+    """Run all jobs; 0 if all succeeded, 1 if any failed, 75 or 130 if stopped.
 
     Raises:
         RunError: a job's configuration or this machine is wrong; no job has been started.
     """
-    jobs, sweep_dir = expand(*split_overrides(overrides), command_line=overrides)
+    jobs, sweep_dir, launcher = expand(*split_overrides(overrides), command_line=overrides)
+    launcher.check()
+    check = check_machine if launcher.is_here else check_choices
     for config in {_machine_key(job.config): job.config for job in jobs}.values():
-        check_machine(config)
+        check(config)
     directory = run_directory.claim(sweep_dir)
-    group = _group_name(directory, jobs[0].config)
     terminal = Terminal(stderr=True)
     terminal.print(f"sweep of {len(jobs)} jobs in {directory}", highlight=False)
-    results: list[dict[str, Any]] = []
-    for number, job in enumerate(jobs):
-        terminal.print(f"[bold]job {number + 1}/{len(jobs)}[/bold] {' '.join(job.swept)}", highlight=False)
-        result, stop_signal = _run_job(job, number, directory, group)
-        results.append(result)
-        with (directory / "sweep.jsonl").open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(result) + "\n")
-        if stop_signal:
-            break
+    results, stop_signal = _run_jobs(jobs, launcher, directory, terminal)
     Terminal().print(job_table(results, _title(results, len(jobs))))
     if means := seed_table(results):
         Terminal().print(means)
-    if stop_signal and (len(results) < len(jobs) or results[-1]["exit_code"] in STOPPED):
+    was_stopped = len(results) < len(jobs) or any(result["exit_code"] in STOPPED for result in results)
+    if stop_signal and was_stopped:
         return Interrupted.exit_code if stop_signal == signal.SIGINT else Preempted.exit_code
     return int(any(result["exit_code"] for result in results))
+
+
+def _run_jobs(
+    jobs: list[Job], launcher: Launcher, directory: Path, terminal: Terminal
+) -> tuple[list[dict[str, Any]], int]:
+    """Outcomes in the order of the jobs, and the signal that stopped them, or 0."""
+    group = _group_name(directory, jobs[0].config)
+    commands = [_command(job, number, directory, group) for number, job in enumerate(jobs)]
+    received: list[int] = []
+    started: dict[int, float] = {}
+    results: dict[int, dict[str, Any]] = {}
+
+    def say(number: int, words: str) -> None:
+        terminal.print(f"[bold]job {number + 1}/{len(jobs)}[/bold] {words}", highlight=False)
+
+    def on_start(command: Command) -> None:
+        started[command.number] = time.monotonic()
+        say(command.number, " ".join(jobs[command.number].swept))
+
+    def on_signal(number: int, _: Any) -> None:
+        received.append(number)
+        launcher.stop(number)
+
+    with handling(on_signal, *STOP_SIGNALS):
+        for command, code in launcher.run(commands, on_start):
+            number, seconds = command.number, time.monotonic() - started[command.number]
+            result = results[number] = _outcome(jobs[number], command, directory, code, seconds)
+            with (directory / "sweep.jsonl").open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(result) + "\n")
+            if not launcher.shows_output:
+                say(number, _ending(result, command))
+    return [results[number] for number in sorted(results)], received[0] if received else 0
+
+
+def _ending(result: Mapping[str, Any], command: Command) -> str:
+    """How a job ended that wrote to its own file: its loss, or what it said last."""
+    if result["exit_code"] == 0:
+        loss = format_number("val/loss", result["metrics"]["val/loss"])
+        return f"finished in {result['seconds']:.0f} s, val/loss {loss}"
+    lines = [line for line in _read(command.console).splitlines() if line.strip()]
+    last = next((line for line in reversed(lines) if line.startswith("error[")), lines[-1] if lines else "")
+    return f"{result['status']}, exit code {result['exit_code']}: {escape(last or str(command.console))}"
+
+
+def _read(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
 
 
 def split_overrides(overrides: list[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -105,14 +153,16 @@ def _values(override: Override) -> list[str]:
 
 def expand(
     swept: dict[str, list[str]], fixed: list[str], command_line: list[str] | None = None
-) -> tuple[list[Job], Path]:
-    """All jobs, composed and checked, dense arms once; and the folder that the sweep goes to.
+) -> tuple[list[Job], Path, Launcher]:
+    """All jobs, composed and checked, dense arms once; the sweep's folder, and what starts them.
 
     Raises:
         ConfigError: naming the first job that cannot run.
     """
     if "group" in swept:
         raise ConfigError("group: the jobs of a sweep are one group; give one name")
+    if own := next((key for key in swept if _is_hydras(key)), None):
+        raise ConfigError(f"{own}: belongs to the sweep, not to its jobs; give one value")
     shared = [o for o in fixed if not _is_pruning_only(o)]  # a dense arm may be the first
     first = compose([*shared, *(f"{key}={v[0]}" for key, v in swept.items() if not _is_pruning_only(key))])
     params = dict(first.hydra.sweeper.params or {})
@@ -138,7 +188,22 @@ def expand(
             raise ConfigError(
                 f"run_name={job.config.run_name}: too long with the job's number -{number}; shorten it"
             )
-    return list(jobs.values()), Path(first.hydra.sweep.dir).resolve()
+    return list(jobs.values()), Path(first.hydra.sweep.dir).resolve(), _launcher(first)
+
+
+def _launcher(composed: DictConfig) -> Launcher:
+    """What `hydra/launcher` names.
+
+    Raises:
+        ConfigError: it is none of ours, or a key of it is wrong.
+    """
+    node = OmegaConf.to_container(composed.hydra.launcher, resolve=True)
+    assert isinstance(node, dict)
+    return build(_BASIC if node["_target_"] == _HYDRAS_OWN else node, "hydra.launcher")()
+
+
+def _is_hydras(key: str) -> bool:
+    return key.startswith(("hydra.", "hydra/"))
 
 
 def _compose_job(
@@ -176,41 +241,40 @@ def _group_name(directory: Path, config: Config) -> str:
     return config.group or f"sweep_{directory.parent.name}_{directory.name}"
 
 
-def _run_job(job: Job, number: int, directory: Path, group: str) -> tuple[dict[str, Any], int]:
-    """Run one job as `python train.py ...` in its own session; its outcome, and the signal we got, or 0."""
-    folder = directory / str(number)
+def _command(job: Job, number: int, directory: Path, group: str) -> Command:
+    """A job as `python train.py ...`, without what belongs to the sweep."""
     own = [
         override.input_line or ""
         for override in parse(list(job.overrides))
-        if override.get_key_element() not in ("group", "run_name", "sweep", "hydra.mode", "hydra.sweep.dir")
+        if not _is_the_sweeps(override.get_key_element())
     ]
-    names = [f"group={group}", f"run_name={job.config.run_name}-{number}", f"hydra.run.dir={quoted(folder)}"]
-    started = time.monotonic()
-    process = subprocess.Popen([sys.executable, str(TRAIN), *own, *names], start_new_session=True)
-    received: list[int] = []
+    folder = quoted(directory / str(number))
+    names = [f"group={group}", f"run_name={job.config.run_name}-{number}", f"hydra.run.dir={folder}"]
+    return Command(number, (*own, *names), job.config.hardware, directory / f"{number}.log")
 
-    def pass_on(signal_number: int, _: FrameType | None) -> None:
-        received.append(signal_number)
-        process.send_signal(signal_number)
 
-    with handling(pass_on, *STOP_SIGNALS):
-        code = process.wait()
-    code = code if code >= 0 else 128 - code
+def _is_the_sweeps(key: str) -> bool:
+    names = ("group", "run_name", "sweep", "hydra.mode", "hydra.sweep.dir", "hydra/launcher")
+    return key in names or key.lstrip("+").startswith("hydra.launcher")
+
+
+def _outcome(job: Job, command: Command, directory: Path, code: int, seconds: float) -> dict[str, Any]:
+    """One line of sweep.jsonl, from what the job left in its folder."""
+    folder = directory / str(command.number)
     if (folder / run_directory.RECORD).exists() and not (folder / run_directory.SUMMARY).exists():
         _close_killed(folder, code)
     summary = run_directory.read_json(folder / run_directory.SUMMARY)
-    result = {
-        "job": number,
+    return {
+        "job": command.number,
         "swept": list(job.swept),
         "overrides": list(job.overrides),
         "exit_code": code,
         "status": summary.get("status", "failed"),
-        "seconds": time.monotonic() - started,
+        "seconds": seconds,
         "metrics": summary.get("metrics", {}).get("final", {}),
         "sparsity": summary.get("sparsity", {}).get("achieved"),
         "directory": str(folder),
     }
-    return result, received[0] if received else 0
 
 
 def _close_killed(folder: Path, code: int) -> None:

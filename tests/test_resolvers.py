@@ -1,5 +1,7 @@
 """Batch arithmetic and names in the configuration."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,6 +30,23 @@ def test_indivisible_batches_are_refused_with_the_numbers(arguments):
     """An indivisible batch is an error that names the numbers and the nearest that work."""
     with pytest.raises(ValueError, match=rf"global_batch_size={arguments[0]} is not a multiple.*nearest"):
         resolvers.grad_accum_steps(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("resolver", "arguments", "message"),
+    [
+        ("grad_accum_steps", (64, 0, 1), "hardware.micro_batch_size=0: must be >= 1"),
+        ("grad_accum_steps", (64, -4, -2), "hardware.micro_batch_size=-4: must be >= 1"),
+        ("grad_accum_steps", (64, 8, 0), "hardware.num_devices=0: must be >= 1"),
+        ("micro_batch_size", (64, 0, 8), "hardware.num_devices=0: must be >= 1"),
+        ("micro_batch_size", (64, 2, 0), "recipe.micro_batch_size=0: must be >= 1"),
+        ("micro_batch_size", (0, 2, 8), "trainer.global_batch_size=0 is not a multiple"),
+    ],
+)
+def test_zero_is_refused_in_words_not_by_a_division(resolver, arguments, message):
+    """Resolvers run before ranges are checked: they name the key and what is allowed."""
+    with pytest.raises(ValueError, match=re.escape(message)):
+        getattr(resolvers, resolver)(*arguments)
 
 
 def test_resolvers_work_through_omegaconf_and_agree_within_a_process():

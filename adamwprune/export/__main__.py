@@ -2,6 +2,7 @@
 
 python -m adamwprune.export outputs/DATE/RUN                            every format
 python -m adamwprune.export outputs/DATE/RUN --format bitmask           one of them
+python -m adamwprune.export outputs/DATE/RUN --format huggingface       a GPT-2 for transformers
 python -m adamwprune.export outputs/DATE/RUN --checkpoint 1000          an earlier checkpoint
 """
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from adamwprune.export.run import Row, Source
 
 FORMATS = ("dense", "bitmask", "csr", "2:4")
+HUGGING_FACE = "huggingface"
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -33,7 +35,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument(
-        "--format", choices=("all", *FORMATS), default="all", help="what to write (%(default)s)"
+        "--format",
+        choices=("all", *FORMATS, HUGGING_FACE),
+        default="all",
+        help="what to write (%(default)s: each but huggingface)",
     )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder for the files (RUN/export/step_STEP)"
@@ -56,12 +61,25 @@ def main(arguments: list[str]) -> None:
     formats = FORMATS if given.format == "all" else (given.format,)
     source = open_run(given.run, given.checkpoint)
     folder = given.output or given.run / "export" / source.checkpoint.directory.name
+    if given.format == HUGGING_FACE:
+        write_hugging_face(source, given.output or folder / HUGGING_FACE)
+        return
     rows = export(source, formats, folder)
     if given.format != "all" and rows[0].size is None:
         raise ConfigError(
             f"--format {given.format}: makes no tensor smaller ({rows[0].note}); nothing written"
         )
     print_table(source, rows, folder)
+
+
+def write_hugging_face(source: "Source", folder: Path) -> None:
+    """Write the two files, print what they hold and how they are loaded."""
+    from adamwprune.export.hugging_face import export_hugging_face
+
+    config = export_hugging_face(source, folder)
+    sizes = ", ".join(f"{key} {config[key]:,}" for key in ("vocab_size", "n_positions", "n_layer", "n_embd"))
+    print(f"{source.record['name']}, step {source.checkpoint.step}: GPT-2 with {sizes}")
+    print(f'transformers.GPT2LMHeadModel.from_pretrained("{folder}") loads it')
 
 
 def print_table(source: "Source", rows: list["Row"], folder: Path) -> None:

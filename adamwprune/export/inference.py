@@ -11,6 +11,7 @@ On the CPU. 2:4 kernels need a GPU and another layout than that of the file; non
 """
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,16 +26,21 @@ from adamwprune.training.checkpoint import load_weights_
 SAMPLES = 256
 
 
-def build_model(node: dict[str, Any], export: Export) -> nn.Module:
+def build_model(node: Mapping[str, Any], export: Export) -> nn.Module:
     """The model that a `model` node of a configuration describes, dense, with exported weights.
 
     Raises:
         ConfigError: the node names code outside this package.
         CheckpointError: the weights are those of another model.
     """
-    model = build(node, "model")()
+    model = build(without_weights(node), "model")()
     load_weights_(model, export.weights())
     return model.eval()
+
+
+def without_weights(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A `model` node that reads no file of initial weights, for a model that is given others."""
+    return {key: value for key, value in node.items() if key != "weights"}
 
 
 def use_encoded_(model: nn.Module, export: Export) -> nn.Module:

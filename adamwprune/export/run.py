@@ -28,8 +28,8 @@ class Source:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """Parameters and buffers by name, a tied weight once."""
-        return self.checkpoint.weights
+        """Parameters and buffers by name, as they were evaluated; a tied weight once."""
+        return self.checkpoint.evaluated
 
     @property
     def prunable(self) -> list[str]:

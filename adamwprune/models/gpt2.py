@@ -5,8 +5,7 @@ decoder-only transformer (arXiv:1706.03762) with LayerNorm before each branch an
 block, learned positions, the tanh approximation of GELU (arXiv:1606.08415, section 2) and one
 matrix for token embedding and output (arXiv:1608.05859).
 
-Parameter names are those of Hugging Face's GPT2LMHeadModel. Its Conv1D stores (in, out) where
-nn.Linear stores (out, in): `load_hugging_face_` transposes.
+Parameter names are those of Hugging Face's GPT2LMHeadModel, whose files the key `weights` reads.
 
 Shapes: B sequences, T tokens, C = n_embd channels, H = n_head heads, V = vocab_size.
 """
@@ -17,15 +16,12 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from adamwprune.errors import CheckpointError, ConfigError
+from adamwprune.errors import ConfigError
+from adamwprune.models.hugging_face import EMBEDDING, from_hugging_face
+from adamwprune.models.weights import load_file_
 from adamwprune.ranges import Fraction, PositiveInt
-
-# Suffixes of the matrices that Hugging Face stores transposed.
-_CONV1D = (".attn.c_attn.weight", ".attn.c_proj.weight", ".mlp.c_fc.weight", ".mlp.c_proj.weight")
-
-# Causal masks that older versions saved as buffers. The dot matters: c_attn.bias is a parameter.
-_CAUSAL_MASKS = (".attn.bias", ".attn.masked_bias")
 
 
 class GPT2(nn.Module):
@@ -35,7 +31,16 @@ class GPT2(nn.Module):
     channels; the tied matrix counts once. `dropout` is the rate after the embeddings, on the
     attention weights and after each branch; `bias` gives the linear layers and norms one.
 
-    Raises ConfigError where the heads do not divide `n_embd`.
+    `pad_vocab_to_multiple_of` adds rows of zeros to the tied matrix, up to a multiple: matrix products are
+    faster at 50,304 = 786 x 64 rows than at 50,257. Nothing else changes: their logits are cut off, so that
+    loss and gradients are those of the vocabulary alone, and the rows stay 0.
+
+    `activation_checkpointing` keeps the input of each block and computes the block again in the backward
+    pass (arXiv:1604.06174): same gradients to the bit, a third more work, memory as below.
+
+    `weights` is a file with the initial weights, see weights.py: Hugging Face's or ours.
+
+    Raises ConfigError where the heads do not divide `n_embd`, CheckpointError where `weights` do not fit.
     """
 
     def __init__(
@@ -48,6 +53,9 @@ class GPT2(nn.Module):
         n_embd: PositiveInt,
         dropout: Fraction,
         bias: bool = True,
+        pad_vocab_to_multiple_of: PositiveInt = 1,
+        activation_checkpointing: bool = False,
+        weights: str | None = None,
     ) -> None:
         super().__init__()
         if n_embd % n_head:
@@ -55,16 +63,24 @@ class GPT2(nn.Module):
             raise ConfigError(
                 f"model.n_embd={n_embd}: must be a multiple of model.n_head={n_head}; use {near}"
             )
-        self.transformer = Transformer(vocab_size, block_size, n_layer, n_head, n_embd, dropout, bias)
-        # On meta, since the tied weight replaces it: else 154 MB are filled to be thrown away.
-        self.lm_head = nn.Linear(n_embd, vocab_size, bias=False, device="meta")
-        self.lm_head.weight = self.transformer.wte.weight
+        self.vocab_size = vocab_size
+        self.transformer = Transformer(
+            vocab_size, block_size, n_layer, n_head, n_embd, dropout, bias, activation_checkpointing
+        )
         self.reset_parameters()
+        # After the draws, so that padding changes no weight; the output matrix on meta, for it is replaced.
+        rows = -(-vocab_size // pad_vocab_to_multiple_of) * pad_vocab_to_multiple_of
+        self.transformer.pad_vocabulary_(rows)
+        self.lm_head = nn.Linear(n_embd, rows, bias=False, device="meta")
+        self.lm_head.weight = self.transformer.wte.weight
+        if weights is not None:
+            load_file_(self, weights, self._convert)
 
     def reset_parameters(self) -> None:
         """Draw matrices from N(0, 0.02^2), those that end a branch from N(0, 0.02^2 / 2L).
 
-        L blocks add 2L branches to the residual stream: so its variance does not grow with L.
+        L blocks add 2L branches to the residual stream: so its variance does not grow with L. Rows that pad
+        the vocabulary are 0.
         """
         branch_std = 0.02 / math.sqrt(2 * len(self.transformer.h))
         for name, parameter in self.named_parameters():
@@ -74,25 +90,37 @@ class GPT2(nn.Module):
                 nn.init.ones_(parameter)
             else:
                 nn.init.normal_(parameter, std=branch_std if name.endswith(".c_proj.weight") else 0.02)
+        nn.init.zeros_(self.transformer.wte.weight.detach()[self.vocab_size :])
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits (B, T, V) for the token after each of `tokens` (B, T), int64, T <= block_size.
 
         Raises ValueError where T is larger.
         """
-        return self.lm_head(self.transformer(tokens))
+        # A view; without padding of the whole, which costs nothing in the backward pass either.
+        return self.lm_head(self.transformer(tokens))[..., : self.vocab_size]
 
     def flops_per_token(self) -> int:
         """Floating-point operations of forward and backward for one token of a full block.
 
         6 N + 12 L C T (PaLM, arXiv:2204.02311, appendix B). N is every parameter but the position
         embeddings, which are added, never multiplied; the tied matrix counts once, as the output.
-        Attention counts in full although half of it is masked: the convention behind MFU.
+        Attention counts in full although half of it is masked: the convention behind MFU. What a vocabulary's
+        padding and recomputed blocks add is no work of the model, and does not count.
         """
-        position = self.transformer.wpe.weight
-        n = sum(parameter.numel() for parameter in self.parameters()) - position.numel()
-        block_size, n_embd = position.shape
+        block_size, n_embd = self.transformer.wpe.weight.shape
+        padding = self.lm_head.out_features - self.vocab_size
+        n = sum(parameter.numel() for parameter in self.parameters()) - (block_size + padding) * n_embd
         return 6 * n + 12 * len(self.transformer.h) * n_embd * block_size
+
+    def _convert(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of a file in our layout, with the padding of this model instead of theirs."""
+        ours, rows = from_hugging_face(state), self.lm_head.out_features
+        embedding = ours.get(EMBEDDING)
+        if embedding is not None and len(embedding) in (self.vocab_size, rows):
+            vocabulary = embedding[: self.vocab_size]
+            ours[EMBEDDING] = F.pad(vocabulary, (0, 0, 0, rows - self.vocab_size))
+        return ours
 
 
 class Transformer(nn.Module):
@@ -107,13 +135,22 @@ class Transformer(nn.Module):
         n_embd: int,
         dropout: float,
         bias: bool,
+        activation_checkpointing: bool,
     ) -> None:
         super().__init__()
+        self.activation_checkpointing = activation_checkpointing
         self.wte = nn.Embedding(vocab_size, n_embd)
         self.wpe = nn.Embedding(block_size, n_embd)
         self.drop = nn.Dropout(dropout)
         self.h = nn.ModuleList(Block(n_embd, n_head, dropout, bias) for _ in range(n_layer))
         self.ln_f = nn.LayerNorm(n_embd, bias=bias)
+
+    def pad_vocabulary_(self, rows: int) -> None:
+        """Add rows of zeros to the token embedding, up to `rows`."""
+        vocabulary = self.wte.weight.detach()
+        if rows > len(vocabulary):
+            self.wte.weight = nn.Parameter(F.pad(vocabulary, (0, 0, 0, rows - len(vocabulary))))
+            self.wte.num_embeddings = rows
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Features (B, T, C) of `tokens` (B, T)."""
@@ -122,8 +159,10 @@ class Transformer(nn.Module):
             raise ValueError(f"{length} tokens: must be at most model.block_size={block_size}; crop them")
         # A slice, not a lookup: positions are consecutive, and its gradient needs no scatter.
         x = self.drop(self.wte(tokens) + self.wpe.weight[:length])
+        recomputes = self.activation_checkpointing and torch.is_grad_enabled()
         for block in self.h:
-            x = block(x)
+            # It restores the random generators for the second pass: dropout drops the same.
+            x = checkpoint(block, x, use_reentrant=False) if recomputes else block(x)
         return self.ln_f(x)
 
 
@@ -176,46 +215,3 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
         return self.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")))
-
-
-@torch.no_grad()
-def load_hugging_face_(model: GPT2, state_dict: Mapping[str, Tensor]) -> None:
-    """Copy the weights of a Hugging Face GPT2LMHeadModel or GPT2Model into `model`.
-
-    Names may lack the prefix `transformer.`, as in the published files; the output matrix may be
-    absent, for it is the embedding. Everything is checked before anything is copied.
-
-    Raises CheckpointError where a weight is missing, unknown, of another shape, or not tied.
-    """
-    prefix = "" if any(name.startswith("transformer.") for name in state_dict) else "transformer."
-    theirs = {
-        name if name.startswith("lm_head.") else prefix + name: tensor
-        for name, tensor in state_dict.items()
-        if not name.endswith(_CAUSAL_MASKS)
-    }
-    ours = dict(model.named_parameters())  # the tied matrix once, as transformer.wte.weight
-    head = theirs.pop("lm_head.weight", None)
-    _check_fit(ours, theirs)
-    if head is not None and not torch.equal(head, theirs["transformer.wte.weight"]):
-        raise CheckpointError(
-            "Hugging Face weights: lm_head.weight differs from transformer.wte.weight, but GPT2 ties them; "
-            "drop lm_head.weight to use the embedding for both"
-        )
-    for name, parameter in ours.items():
-        parameter.copy_(theirs[name].t() if name.endswith(_CONV1D) else theirs[name])
-
-
-def _check_fit(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
-    problems = [f"{name} is missing" for name in ours if name not in theirs]
-    problems += [f"{name} is unknown to the model" for name in theirs if name not in ours]
-    for name in (name for name in ours if name in theirs):
-        shape, allowed = tuple(theirs[name].shape), tuple(ours[name].shape)
-        if name.endswith(_CONV1D):
-            allowed = allowed[::-1]
-        if shape != allowed:
-            problems.append(f"{name} has shape {shape}, the model needs {allowed}")
-    if problems:
-        count = f" (1 of {len(problems)} problems)" if len(problems) > 1 else ""
-        raise CheckpointError(
-            f"Hugging Face weights: {problems[0]}{count}; build GPT2 with the sizes of their config.json"
-        )

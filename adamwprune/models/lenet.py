@@ -16,17 +16,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adamwprune.errors import ConfigError
+from adamwprune.models.weights import load_file_
 from adamwprune.ranges import PositiveInt
 
 
 class LeNet5(nn.Module):
     """LeNet-5 of 1998: 61,706 parameters for 10 classes and 1 channel.
 
-    Raises ConfigError where `image_size` is neither 28 nor 32 pixels.
+    `weights` is a file with the initial weights, see weights.py.
+
+    Raises ConfigError where `image_size` is neither 28 nor 32 pixels, CheckpointError where `weights` do
+    not fit.
     """
 
     def __init__(
-        self, *, num_classes: PositiveInt, in_channels: PositiveInt, image_size: Literal[28, 32]
+        self,
+        *,
+        num_classes: PositiveInt,
+        in_channels: PositiveInt,
+        image_size: Literal[28, 32],
+        weights: str | None = None,
     ) -> None:
         super().__init__()
         if image_size not in (28, 32):
@@ -38,6 +47,8 @@ class LeNet5(nn.Module):
         self.fc1 = nn.Linear(16 * 5 * 5, 120)
         self.fc2 = nn.Linear(120, 84)
         self.fc3 = nn.Linear(84, num_classes)
+        if weights is not None:
+            load_file_(self, weights)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, num_classes) of `images` (N, in_channels, image_size, image_size)."""
@@ -52,11 +63,18 @@ class LeNet5(nn.Module):
 class LeNet5Caffe(nn.Module):
     """LeNet-5 of Caffe: 431,080 parameters for 10 classes and 1 channel.
 
-    Raises ConfigError where `image_size` is not 28 pixels.
+    `weights` is a file with the initial weights, see weights.py.
+
+    Raises ConfigError where `image_size` is not 28 pixels, CheckpointError where `weights` do not fit.
     """
 
     def __init__(
-        self, *, num_classes: PositiveInt, in_channels: PositiveInt, image_size: Literal[28]
+        self,
+        *,
+        num_classes: PositiveInt,
+        in_channels: PositiveInt,
+        image_size: Literal[28],
+        weights: str | None = None,
     ) -> None:
         super().__init__()
         if image_size != 28:
@@ -65,6 +83,8 @@ class LeNet5Caffe(nn.Module):
         self.conv2 = nn.Conv2d(20, 50, kernel_size=5)
         self.fc1 = nn.Linear(50 * 4 * 4, 500)
         self.fc2 = nn.Linear(500, num_classes)
+        if weights is not None:
+            load_file_(self, weights)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, num_classes) of `images` (N, in_channels, 28, 28)."""

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adamwprune.errors import ConfigError
+from adamwprune.models.weights import load_file_
 from adamwprune.ranges import PositiveInt
 
 
@@ -24,6 +25,7 @@ def resnet18(
     stem: Literal["cifar", "imagenet"],
     width: PositiveInt = 64,
     zero_init_residual: bool = False,
+    weights: str | None = None,
 ) -> "ResNet":
     """ResNet-18: 11,689,512 parameters for ImageNet, 11,173,962 for CIFAR-10; arguments as in ResNet."""
     return ResNet(
@@ -35,6 +37,7 @@ def resnet18(
         stem=stem,
         width=width,
         zero_init_residual=zero_init_residual,
+        weights=weights,
     )
 
 
@@ -46,6 +49,7 @@ def resnet50(
     stem: Literal["cifar", "imagenet"],
     width: PositiveInt = 64,
     zero_init_residual: bool = False,
+    weights: str | None = None,
 ) -> "ResNet":
     """ResNet-50: 25,557,032 parameters for ImageNet, 23,520,842 for CIFAR-10; arguments as in ResNet."""
     return ResNet(
@@ -57,6 +61,7 @@ def resnet50(
         stem=stem,
         width=width,
         zero_init_residual=zero_init_residual,
+        weights=weights,
     )
 
 
@@ -121,9 +126,11 @@ class ResNet(nn.Module):
     Stage i = 0..3 has `depths[i]` blocks of width `width` * 2**i; stages 1 to 3 halve the
     resolution. The stem `imagenet` is a 7x7 convolution and a pool, stride 4 together; `cifar` is
     a 3x3 convolution, stride 1. `zero_init_residual` starts every block as the identity
-    (arXiv:1706.02677, section 5.1).
+    (arXiv:1706.02677, section 5.1). `weights` is a file with the initial weights, see weights.py:
+    torchvision's or ours.
 
-    Raises ConfigError where an image has fewer pixels than the network's total stride.
+    Raises ConfigError where an image has fewer pixels than the network's total stride, CheckpointError
+    where `weights` do not fit.
     """
 
     def __init__(
@@ -137,6 +144,7 @@ class ResNet(nn.Module):
         stem: Literal["cifar", "imagenet"],
         width: PositiveInt = 64,
         zero_init_residual: bool = False,
+        weights: str | None = None,
     ) -> None:
         super().__init__()
         _check_image_size(image_size, stem)
@@ -155,6 +163,8 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
                 nn.init.zeros_(module.last_norm.weight)
+        if weights is not None:
+            load_file_(self, weights)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, num_classes) of `images` (N, in_channels, H, W)."""

@@ -18,7 +18,7 @@ Params = Iterable[dict[str, Any]] | Iterable[Tensor]
 
 def fused(optimizer: type[Optimizer], params: list[dict[str, Any]] | list[Tensor]) -> Literal[True] | None:
     """What to give as `fused=`: True where the kernel takes all parameters, None where it does not."""
-    kinds = {(parameter.device, parameter.dtype) for parameter in parameters(params)}
+    kinds = {(p.device, p.dtype, getattr(p, "device_mesh", None)) for p in parameters(params)}
     return True if all(_has_kernel(optimizer, *kind) for kind in kinds) else None
 
 
@@ -30,8 +30,13 @@ def parameters(params: Params) -> list[Tensor]:
 
 
 @functools.cache
-def _has_kernel(optimizer: type[Optimizer], device: torch.device, dtype: torch.dtype) -> bool:
-    trial = Parameter(torch.zeros(1, device=device, dtype=dtype))
+def _has_kernel(optimizer: type[Optimizer], device: torch.device, dtype: torch.dtype, mesh: Any) -> bool:
+    number = torch.zeros(1, device=device, dtype=dtype)
+    if mesh is not None:  # FSDP's rows: torch has no such kernel of SGD
+        from torch.distributed.tensor import DTensor, Shard
+
+        number = DTensor.from_local(number, mesh, [Shard(0)], run_check=False)
+    trial = Parameter(number)
     trial.grad = torch.zeros_like(trial)
     try:
         optimizer([trial], fused=True).step()

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from adamwprune.errors import CheckpointError, DiskError
 from adamwprune.run_directory import sync_directory, write_json
+from adamwprune.training.parallel import gathered, is_spread, spread
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,12 @@ class Checkpoint:
     step: int
     weights: dict[str, Tensor]
     state: dict[str, Any]
+
+    @property
+    def evaluated(self) -> dict[str, Tensor]:
+        """The weights whose scores the run has: their average, where it kept one."""
+        average = self.state.get("average", {})
+        return {name: average.get(name, tensor) for name, tensor in self.weights.items()}
 
 
 def save(root: Path, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
@@ -150,7 +157,8 @@ def load(directory: Path, step: int) -> Checkpoint:
     """
     try:
         weights = load_file(directory / WEIGHTS)
-        state = torch.load(directory / STATE, map_location="cpu", weights_only=True)
+        # Mapped, so that ranks which take their rows of it read no more than these.
+        state = torch.load(directory / STATE, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CheckpointError(f"{directory}: cannot be loaded ({reason})") from None
@@ -174,27 +182,26 @@ def remove_old(root: Path, *, keep: int, best_step: int | None) -> None:
 
 
 def model_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers on the CPU by name; a tied weight once, under its first name."""
-    seen: dict[int, str] = {}
-    weights = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if seen.setdefault(id(tensor), name) == name:
-            weights[name] = tensor.detach().cpu().contiguous()
-    return weights
+    """Parameters and buffers on the CPU by name; a tied weight once, under its first name.
+
+    Of a model that is spread over ranks every rank has to call it; parameters are whole on rank 0 alone.
+    """
+    return {name: gathered(tensor).detach().cpu().contiguous() for name, tensor in _tensors(model).items()}
 
 
 def load_weights_(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copy weights and buffers into `model`; names, shapes and dtypes are compared before any copy.
 
+    However the model is spread over ranks, `weights` are whole.
+
     Raises:
         CheckpointError: naming what is missing, unexpected or of another shape.
     """
-    own = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items()}
-    expected = model_weights(model)
-    problems = [f"{name} is missing" for name in expected.keys() - weights.keys()]
-    problems += [f"{name} is unknown to the model" for name in weights.keys() - expected.keys()]
-    for name in expected.keys() & weights.keys():
-        ours, theirs = expected[name], weights[name]
+    own = _tensors(model)
+    problems = [f"{name} is missing" for name in own.keys() - weights.keys()]
+    problems += [f"{name} is unknown to the model" for name in weights.keys() - own.keys()]
+    for name in own.keys() & weights.keys():
+        ours, theirs = own[name], weights[name]
         if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
             problems.append(
                 f"{name} is {tuple(theirs.shape)} {theirs.dtype}, ours {tuple(ours.shape)} {ours.dtype}"
@@ -203,4 +210,11 @@ def load_weights_(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         raise CheckpointError("the checkpoint is of another model: " + "; ".join(sorted(problems)[:5]))
     with torch.no_grad():
         for name, tensor in weights.items():
-            own[name].copy_(tensor)
+            own[name].copy_(spread(tensor, own[name]) if is_spread(own[name]) else tensor)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, a tied one once."""
+    seen: dict[int, str] = {}
+    named = model.state_dict(keep_vars=True).items()
+    return {name: tensor for name, tensor in named if seen.setdefault(id(tensor), name) == name}

@@ -17,9 +17,15 @@ from adamwprune.distributed import Ranks
 from adamwprune.training.precision import Autocast
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    """Cross entropy in nats; logits (..., C), targets (...)."""
-    return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction=reduction)
+def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean", smoothing: float = 0.0) -> Tensor:
+    """Cross entropy in nats; logits (..., C), targets (...).
+
+    `smoothing` is the share of each target's probability that all C classes divide evenly (Szegedy et
+    al., arXiv 1512.00567, section 7).
+    """
+    return F.cross_entropy(
+        logits.flatten(0, -2), targets.flatten(), reduction=reduction, label_smoothing=smoothing
+    )
 
 
 @torch.no_grad()
@@ -35,20 +41,26 @@ def evaluate(
 ) -> dict[str, float]:
     """Mean loss over the first `limit` samples, and accuracy in [0, 1] or perplexity = exp(loss).
 
-    The ranks take every world_size-th batch; sums and counts are added up, not means. The
-    unwrapped model is used: a wrapper would wait for ranks that have no batch left.
+    The ranks take every world_size-th batch; sums and counts are added up, not means. All make as many
+    forward passes, in which FSDP's weights travel: one that has no batch left takes the first, uncounted.
     """
     ranks.share_buffers_(model)
     was_training = model.training
     model.eval()
-    sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)  # loss, correct, count
+    # Apple's GPU has no float64; float32 counts exactly to 16 million.
+    wide = torch.float32 if ranks.device.type == "mps" else torch.float64
+    sums = torch.zeros(3, dtype=wide, device=ranks.device)  # loss, correct, count
     count = min(limit or len(dataset), len(dataset))
-    starts = range(ranks.rank * batch_size, count, ranks.world_size * batch_size)
-    for start in starts:
+    for first in range(0, count, ranks.world_size * batch_size):
+        start = first + ranks.rank * batch_size
+        is_counted = start < count
+        start = start if is_counted else 0
         indices = np.arange(start, min(start + batch_size, count), dtype=np.int64)
         inputs, targets = (tensor.to(ranks.device, non_blocking=True) for tensor in dataset.batch(indices, 0))
         with autocast():
             logits = model(inputs)
+            if not is_counted:
+                continue
             sums[0] += cross_entropy(logits, targets, reduction="sum")
         if metric == "accuracy":
             sums[1] += (logits.argmax(-1) == targets).sum()

@@ -8,6 +8,7 @@ One step, in the order that hard masks need (shared by every model and optimizer
     finite or not                      a step that would spoil the weights is not taken
     optimizer.step(), clipped
     pruner.after_step(step)            at an update: weights and moments of newly pruned to zero
+    average.update(step)               where weights are averaged
 
 Rows, evaluations and checkpoints follow the step; `state` alone says where the run stands.
 """
@@ -30,6 +31,7 @@ from adamwprune.training.evaluation import cross_entropy, evaluate
 from adamwprune.training.loop_state import LoopState, capture
 from adamwprune.training.records import Records
 from adamwprune.training.signals import StopRequest
+from adamwprune.training.text_samples import write_texts
 from adamwprune.training.throughput import Throughput
 
 # Evaluations in a run where trainer.eval_every does not say.
@@ -53,8 +55,10 @@ def run_steps(
     """
     training.model.train()
     if state.step == 0 and (mask_update := training.pruner.after_step(0)):  # a plan may start sparse
+        average(training, 0, has_new_masks=True)
         records.log(0, mask_update_row(training, records, mask_update))
-    batches = stream(training.batches, state.step + state.skipped, training.config.hardware.num_workers)
+    workers = training.config.hardware.num_workers
+    batches = stream(training.batches, state.step + state.skipped, workers, training.ranks.device)
     started = time.monotonic() - state.seconds
     while state.step < training.total_steps:
         training.set_lr(state.step)
@@ -69,6 +73,7 @@ def run_steps(
         state.loss_count += 1
         state.pruned_steps += training.pruner.pruned()
         mask_update = training.pruner.after_step(state.step)
+        average(training, state.step, has_new_masks=mask_update is not None)
         throughput.step()
         records.step_end(state.step)
 
@@ -81,6 +86,7 @@ def run_steps(
         if is_eval_step(training, state.step):
             with throughput.paused():
                 row |= validation_row(training, state)
+                records.sampled(state.step, samples(training))
         if row:
             records.log(state.step, row)
         state.seconds = time.monotonic() - started
@@ -97,13 +103,14 @@ def run_steps(
 def accumulate_gradients(training: Training, batches: Iterator[Batch]) -> torch.Tensor:
     """Backward of the mean loss over one step's micro batches; that loss, on the device."""
     device, parts = training.ranks.device, training.config.trainer.grad_accum_steps
+    smoothing = training.config.trainer.label_smoothing
     total = torch.zeros((), device=device)
     training.optimizer.zero_grad(set_to_none=True)
     for part in range(parts):
         inputs, targets = (tensor.to(device, non_blocking=True) for tensor in next(batches))
         with training.gradient_sync(is_last=part == parts - 1):
             with training.autocast():
-                loss = cross_entropy(training.forward(inputs), targets) / parts
+                loss = cross_entropy(training.forward(inputs), targets, smoothing=smoothing) / parts
             training.autocast.scaler.scale(loss).backward()
         total += loss.detach()
     return total
@@ -135,6 +142,16 @@ def update(training: Training, state: LoopState, loss: torch.Tensor) -> float | 
         with clipped(optimizer, norm, largest):
             optimizer.step()
     return norm
+
+
+def average(training: Training, step: int, *, has_new_masks: bool) -> None:
+    """Take the step into the average of the weights; what new masks prune is zero there too."""
+    if training.average is None:
+        return
+    training.average.update(step)
+    if has_new_masks:
+        with training.average.in_place():
+            training.pruner.masks.zero_weights_()
 
 
 def skip_or_stop(training: Training, state: LoopState, loss: torch.Tensor, norm: float) -> None:
@@ -229,18 +246,41 @@ def validation_row(training: Training, state: LoopState) -> dict[str, object]:
 
 
 def evaluate_split(training: Training, split: str) -> dict[str, float]:
-    """`val/loss` and its like, or `test/...`; validation is limited to eval_samples, test never."""
+    """`val/loss` and its like, or `test/...`; validation is limited to eval_samples, test never.
+
+    Of the average of the weights, where one is kept.
+    """
     trainer = training.config.trainer
-    scores = evaluate(
-        training.model,
-        getattr(training.data, split),
-        training.data.metric,
-        batch_size=training.config.hardware.micro_batch_size,
-        limit=trainer.eval_samples if split == "val" else None,
-        ranks=training.ranks,
-        autocast=training.autocast,
-    )
+    with training.evaluated_weights():
+        scores = evaluate(
+            training.model,
+            getattr(training.data, split),
+            training.data.metric,
+            batch_size=training.config.hardware.micro_batch_size,
+            limit=trainer.eval_samples if split == "val" else None,
+            ranks=training.ranks,
+            autocast=training.autocast,
+        )
     return {f"{split}/{name}": value for name, value in scores.items()}
+
+
+def samples(training: Training) -> list[str]:
+    """What the weights that are evaluated make of each prompt."""
+    config, tokenizer = training.config.samples, training.data.tokenizer
+    if not config.tokens or tokenizer is None:
+        return []
+    with training.evaluated_weights():
+        return write_texts(
+            training.model,
+            tokenizer,
+            config.prompts,
+            tokens=config.tokens,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            block_size=training.data.units_per_sample,
+            seed=training.config.seed,
+            autocast=training.autocast,
+        )
 
 
 def remember_best(state: LoopState, scores: dict[str, float]) -> None:

@@ -11,6 +11,7 @@ from adamwprune.errors import CheckpointError
 from adamwprune.training import random_state
 from adamwprune.training.build import Training
 from adamwprune.training.checkpoint import Checkpoint, load_weights_, model_weights
+from adamwprune.training.parallel import gathered, spread
 
 
 @dataclass
@@ -28,7 +29,8 @@ class LoopState:
 
     @classmethod
     def new(cls, training: Training) -> "LoopState":
-        """The state before the first step."""
+        """The state before the first step; every rank calls it, or `restore`."""
+        _check_agreed(training, 0)
         return cls(loss_sum=torch.zeros((), device=training.ranks.device))
 
 
@@ -49,7 +51,10 @@ def environment(training: Training, revision: str | None) -> dict[str, Any]:
 def capture(
     training: Training, state: LoopState, revision: str | None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and state for checkpoint.save; every rank calls it, for the ranks' random states."""
+    """Weights and state for checkpoint.save, which rank 0 writes; every rank has to call it.
+
+    However the model is spread, they are whole: a checkpoint does not know how many ranks wrote it.
+    """
     return model_weights(training.model), {
         "step": state.step,
         "pruned_steps": state.pruned_steps,
@@ -59,8 +64,9 @@ def capture(
         "best": state.best,
         "loss_sum": training.ranks.gather(state.loss_sum.cpu()),
         "loss_count": state.loss_count,
-        "optimizer": training.optimizer.state_dict(),
+        "optimizer": gathered(training.optimizer.state_dict()),
         "pruner": training.pruner.state_dict(),
+        "average": training.average.state_dict() if training.average else {},
         "scaler": training.autocast.scaler.state_dict(),
         "random": training.ranks.gather(random_state.capture()),
         "environment": environment(training, revision),
@@ -76,19 +82,23 @@ def restore(training: Training, checkpoint: Checkpoint, revision: str | None, *,
         CheckpointError: the checkpoint is of another model, optimizer, pruning or environment.
     """
     saved, rank = checkpoint.state, training.ranks.rank
+    _check_agreed(training, saved["step"])
     if exact:
         _compare_environment(saved["environment"], environment(training, revision))
     load_weights_(training.model, checkpoint.weights)
     _check_optimizer_shapes(training.optimizer, saved["optimizer"])
-    training.optimizer.load_state_dict(saved["optimizer"])
+    training.optimizer.load_state_dict(_own_states(training.optimizer, saved["optimizer"]))
     training.pruner.load_state_dict(saved["pruner"])
+    if training.average:
+        training.average.load_state_dict(saved["average"])
     training.autocast.scaler.load_state_dict(saved["scaler"])
     # Last: everything above may draw random numbers. Without as many ranks, each keeps its seed.
     if rank < len(saved["random"]):
         random_state.restore(saved["random"][rank])
-    sums = saved["loss_sum"]
+    sums = torch.stack(saved["loss_sum"])
+    own_sum = sums[rank] if len(sums) == training.ranks.world_size else sums.mean()
     return LoopState(
-        loss_sum=sums[min(rank, len(sums) - 1)].to(training.ranks.device),
+        loss_sum=own_sum.to(training.ranks.device, copy=True),
         loss_count=saved["loss_count"],
         step=saved["step"],
         pruned_steps=saved["pruned_steps"],
@@ -97,6 +107,16 @@ def restore(training: Training, checkpoint: Checkpoint, revision: str | None, *,
         latest=saved["latest"],
         best=saved["best"],
     )
+
+
+def _check_agreed(training: Training, step: int) -> None:
+    """All ranks begin at one step: each has read the checkpoint itself, on whatever machine it runs."""
+    steps = training.ranks.gather(step)
+    if len(set(steps)) > 1:
+        raise CheckpointError(
+            f"the ranks found checkpoints of different steps, {', '.join(map(str, steps))}; keep the run's "
+            "folder on a file system that all machines share"
+        )
 
 
 def _compare_environment(before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -108,9 +128,28 @@ def _compare_environment(before: dict[str, Any], now: dict[str, Any]) -> None:
         )
 
 
+def _own_states(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the saved states, of which this rank has its rows where the parameters are spread."""
+    own = {
+        index: {
+            name: spread(value, parameter if value.shape == parameter.shape else value)
+            if isinstance(value, Tensor)
+            else value
+            for name, value in saved["state"].get(index, {}).items()
+        }
+        for index, parameter in enumerate(_parameters(optimizer))
+    }
+    return {**saved, "state": {index: values for index, values in own.items() if values}}
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """All of them, in the order in which the optimizer's state_dict numbers them."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
 def _check_optimizer_shapes(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Torch takes states of any shape; a wrong one would fail, or not, many steps later."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = _parameters(optimizer)
     groups = [len(group["params"]) for group in saved["param_groups"]]
     if groups != [len(group["params"]) for group in optimizer.param_groups]:
         raise CheckpointError(

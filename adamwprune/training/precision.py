@@ -9,7 +9,7 @@ import torch
 
 from adamwprune.config import Precision
 
-_FORMATS = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
+FORMATS = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
 
 
 def choose(precision: Precision, device_type: str) -> Precision:
@@ -31,4 +31,4 @@ class Autocast:
     def __call__(self) -> AbstractContextManager[None]:
         """The context in which the model and its loss run."""
         enabled = self.precision is not Precision.fp32
-        return torch.autocast(self._device_type, dtype=_FORMATS[self.precision], enabled=enabled)
+        return torch.autocast(self._device_type, dtype=FORMATS[self.precision], enabled=enabled)

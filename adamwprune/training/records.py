@@ -37,8 +37,9 @@ class Records:
         callbacks: Sequence[Callback] = (),
         mask_updates: Ledger | None = None,
         watch: "Watch | None" = None,
+        samples: Ledger | None = None,
     ) -> None:
-        self._ledger, self._mask_updates = ledger, mask_updates
+        self._ledger, self._mask_updates, self._samples = ledger, mask_updates, samples
         self._watch = watch
         self._step = 0
         self._dropped: Counter[str] = Counter()
@@ -99,6 +100,14 @@ class Records:
         if self._mask_updates is not None:
             self._mask_updates.write(step, time.time(), sanitise(event))
 
+    def sampled(self, step: int, texts: Sequence[str]) -> None:
+        """Write what the model made of each prompt."""
+        if self._samples is None:
+            return
+        self._samples.write(step, time.time(), {f"text/{number}": text for number, text in enumerate(texts)})
+        for text in texts:
+            log.info("step %d: %s", step, text)
+
     def checkpoint_saved(self, step: int, directory: Path) -> None:
         """Tell every callback about a verified checkpoint."""
         self._each("on_checkpoint_saved", step, directory)
@@ -138,7 +147,8 @@ class Records:
         return statuses
 
     def _ledgers(self) -> list[Ledger]:
-        return [ledger for ledger in (self._ledger, self._mask_updates) if ledger is not None]
+        ledgers = (self._ledger, self._mask_updates, self._samples)
+        return [ledger for ledger in ledgers if ledger is not None]
 
     def _each(self, hook: str, *arguments: Any) -> None:
         for callback in list(self._active):

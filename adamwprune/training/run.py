@@ -19,12 +19,14 @@ from adamwprune.callbacks.base import Callback, RunInfo
 from adamwprune.callbacks.console import Console, print_summary
 from adamwprune.callbacks.plot import Plot
 from adamwprune.config import Config, to_plain
-from adamwprune.distributed import Ranks, joined
+from adamwprune.distributed import Ranks, is_lost_peer, joined
 from adamwprune.errors import Interrupted, OutOfMemoryError, Preempted, RunError, TrackerError, exit_code_of
+from adamwprune.rank_errors import AGREED
 from adamwprune.run_directory import (
     MASK_UPDATES,
     METRICS,
     RECORD,
+    SAMPLES,
     SUMMARY,
     locked,
     read_json,
@@ -37,6 +39,7 @@ from adamwprune.trackers.rows import rewinds
 from adamwprune.training import checkpoint as checkpoints
 from adamwprune.training.alerts import MaskPlan, Watch
 from adamwprune.training.build import Training, build_training, choose_device, describe
+from adamwprune.training.choices import chosen
 from adamwprune.training.devices import DeviceSampler
 from adamwprune.training.ledger import Ledger, read_rows
 from adamwprune.training.loop import evaluate_split, run_steps, samples_per_step
@@ -105,6 +108,8 @@ def _train(run: _Run, stop: StopRequest) -> dict[str, Any]:
     config, ranks, directory = run.config, run.ranks, run.directory
     seed_everything(config.seed, rank=0)  # equal weights on all ranks
     training = run.training = build_training(config, ranks)
+    if ranks.is_main and (line := chosen(config.hardware, ranks.device, training.autocast.precision)):
+        log.info("%s", line)
     seed_everything(config.seed, ranks.rank)  # then each rank its own dropout
     record = ranks.share(read_json(directory / RECORD) if ranks.is_main else {})
     revision = record["sessions"][-1]["code"]["revision"]
@@ -117,6 +122,8 @@ def _train(run: _Run, stop: StopRequest) -> dict[str, Any]:
         throughput = _throughput(training, sampler)
         run_steps(training, state, run.records, stop, throughput, directory / "checkpoints", revision)
     training.pruner.verify(state.step)
+    with training.evaluated_weights():
+        training.pruner.verify(state.step)
     final = dict(state.latest)
     if training.data.test is not None:
         final |= evaluate_split(training, "test")  # the only reading of the test set
@@ -158,7 +165,10 @@ def _open_records(training: Training, state: LoopState, record: dict[str, Any], 
     mask_updates = None
     if config.pruning.criterion is not None:
         mask_updates = Ledger(directory / MASK_UPDATES, state.step, exact=is_exact)
-    records = Records(ledger, callbacks, mask_updates, _watch(training, state, directory))
+    samples = None
+    if config.samples.tokens:
+        samples = Ledger(directory / SAMPLES, state.step, exact=is_exact)
+    records = Records(ledger, callbacks, mask_updates, _watch(training, state, directory), samples)
     records.start(
         RunInfo(
             run_id=record["run_id"],
@@ -197,7 +207,7 @@ def _watch(training: Training, state: LoopState, directory: Path) -> Watch:
 
 def _sampler(training: Training) -> DeviceSampler:
     is_cuda = training.ranks.device.type == "cuda"
-    return DeviceSampler(cuda_devices=training.config.hardware.num_devices if is_cuda else 0)
+    return DeviceSampler(cuda_devices=training.ranks.local_world_size if is_cuda else 0)
 
 
 def _throughput(training: Training, sampler: DeviceSampler | None) -> Throughput:
@@ -249,12 +259,15 @@ def _explained(error: BaseException, run: _Run) -> BaseException:
         return error
     text = (str(error).splitlines() or [""])[0]
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in text for words in _NO_MEMORY):
-        size = run.config.hardware.micro_batch_size
-        return OutOfMemoryError(
-            f"hardware.micro_batch_size={size}: does not fit into the memory of {run.ranks.device} ({text}); "
-            f"try hardware.micro_batch_size={max(1, size // 2)}"
-        )
+        from adamwprune.fit.out_of_memory import explanation  # which few runs need
+
+        return OutOfMemoryError(explanation(run.config, run.ranks.device, text))
     log.error("the run failed", exc_info=error)
+    if is_lost_peer(error):
+        return RunError(
+            f"another rank has ended or does not answer ({text}); it, or its machine, says why; to go on "
+            f"from the last checkpoint: python train.py resume={shown_path(run.directory)}"
+        )
     return RunError(f"{type(error).__name__}: {text}; the traceback is in {run.directory / 'train.log'}")
 
 
@@ -263,7 +276,11 @@ def _failure_summary(run: _Run, failure: BaseException) -> dict[str, Any]:
     code = exit_code_of(failure)
     status = {7: "diverged", 75: "preempted", 130: "interrupted"}.get(code, "failed")
     error = {"error": str(failure)}
-    if run.training is not None and run.state is not None:
+    # Weights that are spread are counted by all ranks together, which only an agreed end finds waiting.
+    can_count = run.training is not None and (
+        isinstance(failure, AGREED) or run.training.pruner.shards.is_alone
+    )
+    if can_count and run.training is not None and run.state is not None:
         try:
             return summarise(run.training, run.state, status, code, {}, run.directory) | error
         except RuntimeError as second:  # a device that failed cannot be asked again

@@ -92,6 +92,8 @@ class Throughput:
     def _wait(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+        elif self._device.type == "mps":
+            torch.mps.synchronize()
 
     def _peak_memory(self) -> int:
         """Bytes: allocated on the CUDA device, or resident in this process."""

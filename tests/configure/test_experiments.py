@@ -138,6 +138,6 @@ def test_what_cannot_be_saved_is_refused(name, override, words, conf_dir):
 def test_a_file_that_composes_to_something_else_does_not_stay(conf_dir, monkeypatch):
     """Control of the comparison: a writer that forgets a key."""
     monkeypatch.setattr(experiments, "_differences", lambda target, bare: {})
-    with pytest.raises(ConfigError, match="NAME=wrong: no experiment can say seed"):
+    with pytest.raises(ConfigError, match=r"NAME=wrong: no experiment can say data\.seed, seed"):
         experiments.save("wrong", ["seed=3"], conf_dir)
     assert not (conf_dir / "experiment" / "wrong.yaml").exists()

@@ -273,7 +273,7 @@ def test_types_are_in_words(rich):
     assert words["tracker.trackio.port"] == "integer from 1 to 65535"
     assert words["pruning.target_sparsity"] == "number in [0, 1), or null"
     assert words["pruning.mode.grow"] == "momentum, gradient, none"
-    assert words["hardware.device"] == "cpu, cuda, auto"
+    assert words["hardware.device"] == "cpu, cuda, mps, auto"
     assert words["tags"] == "list of texts"
     assert rich.key("pruning.unseen").kind.choices == ("keep", "prune", "null")
     assert rich.key("hardware.compile").kind.is_switch

@@ -1,6 +1,7 @@
 """ResNets: torchvision's names, the papers' sizes and strides."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,66 @@ def test_state_dict_equals_torchvision(factory):
         state = factory(**IMAGENET).state_dict()
     shapes = [(key, tuple(tensor.shape)) for key, tensor in state.items()]
     assert shapes == list(golden_shapes(factory.__name__).items())
+
+
+def in_transformers_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """torchvision's names to those of transformers' ResNetForImageClassification."""
+
+    def renamed(name: str) -> str:
+        name = re.sub(r"^conv1\.", "resnet.embedder.embedder.convolution.", name)
+        name = re.sub(r"^bn1\.", "resnet.embedder.embedder.normalization.", name)
+        name = re.sub(r"^fc\.", "classifier.1.", name)
+        stage = r"^layer(\d)\.(\d)\."
+        place = re.match(stage, name)
+        if place is None:
+            return name
+        inner = re.sub(stage, "", name)
+        inner = re.sub(r"^conv(\d)", lambda m: f"layer.{int(m[1]) - 1}.convolution", inner)
+        inner = re.sub(r"^bn(\d)", lambda m: f"layer.{int(m[1]) - 1}.normalization", inner)
+        inner = inner.replace("downsample.0", "shortcut.convolution").replace(
+            "downsample.1", "shortcut.normalization"
+        )
+        return f"resnet.encoder.stages.{int(place[1]) - 1}.layers.{place[2]}.{inner}"
+
+    return {renamed(name): tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("factory", "kind", "depths", "expansion"),
+    [(resnet18, "basic", [2, 2, 2, 2], 1), (resnet50, "bottleneck", [3, 4, 6, 3], 4)],
+)
+def test_logits_and_gradients_equal_transformers(factory, kind, depths, expansion):
+    """An independent implementation with the same random weights and statistics; 1e-5 for the order of sums.
+
+    Bottlenecks stride in the 3x3 convolution there too. Training mode: batch statistics and their update.
+    """
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8 * expansion * 2**stage for stage in range(4)],
+        depths=depths,
+        layer_type=kind,
+        num_labels=10,
+    )
+    theirs = transformers.ResNetForImageClassification(config)
+    ours = factory(**{**IMAGENET, "num_classes": 10, "image_size": 64}, width=8)
+    with torch.no_grad():
+        for tensor in (*ours.parameters(), *ours.buffers()):
+            if tensor.is_floating_point() and tensor.dim() == 1:
+                tensor.uniform_(0.5, 1.5)
+    theirs.load_state_dict(in_transformers_names(ours.state_dict()))
+    images, labels = torch.randn(4, 3, 64, 64), torch.tensor([1, 2, 3, 4])
+    with torch.no_grad():
+        expected = theirs.eval()(images).logits
+        torch.testing.assert_close(ours.eval()(images), expected, rtol=1e-5, atol=1e-5)
+    for logits in (theirs.train()(images).logits, ours.train()(images)):
+        F.cross_entropy(logits, labels).backward()
+    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    own = in_transformers_names({name: parameter.grad for name, parameter in ours.named_parameters()})
+    torch.testing.assert_close(own, gradients, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        in_transformers_names(ours.state_dict()), theirs.state_dict(), rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,18 @@
 """Resume to the bit: rows, weights, optimizer, masks, random state."""
 
 import copy
+import dataclasses
 import shutil
 
 import pytest
 import torch
 
 from adamwprune import run_directory
+from adamwprune.distributed import Ranks
 from adamwprune.errors import CheckpointError, Preempted, RunError, SparsityError
 from adamwprune.training import loop_state
 from adamwprune.training import run as run_module
+from adamwprune.training.build import build_training
 from adamwprune.training.checkpoint import load_newest
 from adamwprune.training.run import train
 from tests.helpers.runs import (
@@ -247,6 +250,35 @@ def test_another_environment_is_refused(stopped, monkeypatch, change, words):
     config.resume_allow = ["environment"]
     train(config, directory)
     assert run_directory.read_json(directory / run_directory.SUMMARY)["exact"] is False
+
+
+def test_a_mean_that_is_under_way_survives_another_number_of_ranks(tmp_path):
+    """Each rank of two had a sum of losses; one rank alone goes on with their mean, not with one of them."""
+    config, directory = start(tmp_path / "run", *SMALL, "trainer.stop_step=10", "trainer.log_every=7")
+    with pytest.raises(Preempted):
+        train(config, directory)
+    checkpoint = load_newest(directory / "checkpoints")
+    own = checkpoint.state["loss_sum"][0]
+    checkpoint.state["loss_sum"] = [own - 0.5, own + 0.5]
+    config.trainer.stop_step = None
+    training = build_training(config, Ranks(0, 0, 1, torch.device("cpu")))
+    state = loop_state.restore(training, checkpoint, checkpoint.state["environment"]["revision"], exact=True)
+    assert torch.allclose(state.loss_sum, own)
+
+
+def test_ranks_that_found_different_checkpoints_do_not_begin(tmp_path):
+    """As on machines that share no folder: one would continue, and the other start."""
+    config, _ = start(tmp_path / "run", *SMALL)
+    training = build_training(config, Ranks(0, 0, 1, torch.device("cpu")))
+    loop_state.LoopState.new(training)
+
+    class Apart(Ranks):
+        def gather(self, value):
+            return [value, 14]
+
+    apart = dataclasses.replace(training, ranks=Apart(0, 0, 2, torch.device("cpu")))
+    with pytest.raises(CheckpointError, match=r"different steps, 0, 14; keep the run's folder"):
+        loop_state.LoopState.new(apart)
 
 
 def test_only_one_process_may_continue_a_run(tmp_path):

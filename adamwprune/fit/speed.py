@@ -1,0 +1,73 @@
+"""How fast a run goes, how long it lasts and what its checkpoints take: arithmetic, nothing is timed.
+
+A step takes the longer of two times:
+
+    operations of the model / (MFU x peak of the device)     MFU is assumed
+    bytes that an eager step reads and writes / the memory's bandwidth
+
+The second is what holds convolutional networks back, whose norms and activations do little work a byte.
+What activation checkpointing computes again counts as operations here, though not in perf/mfu.
+
+MFU: llm.c trains GPT-2 124M at 463,000 tokens/s on each H100, as quoted by modded-nanogpt: 40 % of the
+peak. Smaller models, and cards whose power limit is low for their peak (L4), reach less.
+"""
+
+from dataclasses import dataclass
+
+from adamwprune.config import TrainerConfig
+from adamwprune.fit.memory import Predictor, tensor_bytes
+from adamwprune.fit.trace import Trace
+
+MFU = 0.40
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of all devices together."""
+
+    units_per_second: float  # tokens or images
+    bound: str  # what the time is made of: arithmetic or memory
+    samples_per_second: float
+
+
+def expected_speed(predictor: Predictor, traced: Trace, micro_batch_size: int, mfu: float) -> Speed | None:
+    """Speed at a micro batch size; None where the device's peak is unknown."""
+    load, hardware = predictor.load, predictor.load.config.hardware
+    if hardware.peak_flops is None:
+        return None
+    arithmetic = operations(predictor, traced, micro_batch_size) / (mfu * hardware.peak_flops)
+    memory = traced.traffic / hardware.memory_bandwidth if hardware.memory_bandwidth else 0.0
+    seconds = max(arithmetic, memory)
+    samples = hardware.num_devices * micro_batch_size / seconds
+    bound = "memory" if memory > arithmetic else "arithmetic"
+    return Speed(samples * load.units_per_sample, bound, samples)
+
+
+def operations(predictor: Predictor, traced: Trace, micro_batch_size: int) -> float:
+    """Floating-point operations of one micro batch: the model's own count where it has one, else torch's."""
+    own = getattr(predictor.model, "flops_per_token", None)
+    if own is None:
+        return float(traced.flops)
+    return float(own() * micro_batch_size * predictor.load.units_per_sample + traced.recomputed)
+
+
+def budget_steps(trainer: TrainerConfig, units_per_sample: int) -> int | None:
+    """Optimizer steps of the run; None where they depend on the size of the data (trainer.max_epochs)."""
+    if trainer.max_steps is not None:
+        return trainer.max_steps
+    if trainer.max_tokens is not None:
+        return trainer.max_tokens // (trainer.global_batch_size * units_per_sample)
+    return None
+
+
+def checkpoint_bytes(predictor: Predictor) -> int:
+    """One checkpoint: weights, optimizer, masks as bits, what else the pruner keeps, the average."""
+    masks = predictor.prunable if predictor.pruning_bytes else 0
+    packed = masks // 8 - masks if masks else 0
+    states = predictor.optimizer_bytes + predictor.pruning_bytes + packed
+    return tensor_bytes(predictor.model) + states + predictor.average_bytes
+
+
+def checkpoints_at_a_time(keep: int) -> int:
+    """Those kept, the best one, and the one that is being written."""
+    return keep + 2
