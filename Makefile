@@ -19,7 +19,7 @@ define newline
 
 endef
 
-.PHONY: train defconfig menuconfig showconfig list-defconfigs savedefconfig dashboard trackio-show metrics wandb-sync \
+.PHONY: train defconfig menuconfig showconfig list-defconfigs savedefconfig prepare-demo dashboard trackio-show metrics wandb-sync \
 	wandb-test trackio-test test test-slow golden lint install help clean
 .DEFAULT_GOAL := train
 
@@ -40,6 +40,9 @@ list-defconfigs: install  ## List the experiments that DEFCONFIG may name
 
 savedefconfig: install  ## Save the stored choice as an experiment: NAME=x
 	@exec $(PY) -m adamwprune.configure save $(SETTINGS)
+
+prepare-demo: install  ## Fetch Debian's documentation and tokenise it: 332 MB to download, 117 MB of text
+	@exec $(PY) -m adamwprune.prepare data=debian_docs
 
 dashboard: install  ## Serve Trackio's dashboard on 127.0.0.1: PROJECT=, TRACKIO_PORT=7860
 
