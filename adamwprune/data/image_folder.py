@@ -63,6 +63,8 @@ def images(
         Views(random_resized_crop, horizontal_flip, center_crop, seed),
     )
     root, threads = Path(path).expanduser(), decoding_threads()
+    if not root.is_dir():
+        raise DataError(f"data.path={path}: no such folder; give one with a sub-folder for each class")
     folder = ImageFolder.scan(root, part_folders(root), num_classes)
     digests = index_files(folder.files, Path(data_dir).expanduser(), inspect, threads)
     train, val = folder.parts["train"], folder.parts.get("val")
