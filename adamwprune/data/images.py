@@ -1,5 +1,6 @@
 """Labelled images in memory: how they are checked, split, augmented, normalised and gathered into batches."""
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,9 +45,13 @@ class Normalisation:
 
     def of(self, images: Tensor) -> Tensor:
         """(pixel / 255 - mean) / std of uint8 images (N, C, H, W), in float32."""
-        # In units of the byte, so that a batch needs no division by 255.
-        mean, std = (255 * torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        return images.float().sub_(mean).div_(std)
+        return images.float().sub_(_in_bytes(self.mean)).div_(_in_bytes(self.std))
+
+
+@functools.cache  # each batch needs it again
+def _in_bytes(values: tuple[float, ...]) -> Tensor:
+    """A value a channel in units of the byte, float32 (C, 1, 1): so a batch needs no division by 255."""
+    return 255 * torch.tensor(values).view(-1, 1, 1)
 
 
 class ImageDataset:
