@@ -24,11 +24,11 @@ from typing import NamedTuple
 import tiktoken
 
 from adamwprune.data import bpe
-from adamwprune.data.assets import read_asset
-from adamwprune.data.documents import BATCH_CHARACTERS, Documents
-from adamwprune.data.prepare import Recipe, prepare
-from adamwprune.data.processes import usable_cores
-from adamwprune.data.shards import read_manifest
+from adamwprune.data.files.assets import read_asset
+from adamwprune.data.preparation.documents import BATCH_CHARACTERS, Documents
+from adamwprune.data.preparation.prepare import Recipe, prepare
+from adamwprune.data.preparation.processes import usable_cores
+from adamwprune.data.preparation.shards import read_manifest
 
 GOAL = 0.8
 DOCUMENT_CHARACTERS = 3000

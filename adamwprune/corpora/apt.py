@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from adamwprune.data.cache import NotThere, disk_errors, file_sha256
+from adamwprune.data.files.cache import NotThere, disk_errors, file_sha256
 
 log = logging.getLogger(__name__)
 

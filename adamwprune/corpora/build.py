@@ -27,9 +27,9 @@ from rich.progress import track
 from adamwprune.corpora.apt import Apt, Package, newest
 from adamwprune.corpora.archives import pages
 from adamwprune.corpora.collections import Collection
-from adamwprune.data.cache import NotThere, disk_errors, exclusive, file_sha256
-from adamwprune.data.durable import sync_folder, write_durably
-from adamwprune.data.processes import map_in_processes, usable_cores
+from adamwprune.data.files.cache import NotThere, disk_errors, exclusive, file_sha256
+from adamwprune.data.files.durable import sync_folder, write_durably
+from adamwprune.data.preparation.processes import map_in_processes, usable_cores
 from adamwprune.errors import DataError, DiskError
 
 FORMAT = "adamwprune-corpus-1"

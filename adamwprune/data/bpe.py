@@ -17,7 +17,7 @@ import numpy as np
 import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from adamwprune.data.assets import read_asset
+from adamwprune.data.files.assets import read_asset
 from adamwprune.errors import DataError
 
 END_OF_TEXT = 50256

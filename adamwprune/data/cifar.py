@@ -18,13 +18,14 @@ from typing import Literal
 
 import numpy as np
 
-from adamwprune.data import hub_images, pickles
-from adamwprune.data.augment import CropFlip
 from adamwprune.data.base import Data
-from adamwprune.data.cache import NotThere
-from adamwprune.data.hub_images import HubImages
-from adamwprune.data.images import LabelledImages, Normalisation, Shape, split_image_data
-from adamwprune.data.published import Parts, first_available
+from adamwprune.data.files import pickles
+from adamwprune.data.files.cache import NotThere
+from adamwprune.data.imaging import hub_images
+from adamwprune.data.imaging.augment import CropFlip
+from adamwprune.data.imaging.hub_images import HubImages
+from adamwprune.data.imaging.images import LabelledImages, Normalisation, Shape, split_image_data
+from adamwprune.data.imaging.published import Parts, first_available
 from adamwprune.errors import DataError
 from adamwprune.ranges import Fraction, NonNegativeInt, PositiveInt, Seed, UnitInterval
 

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 from adamwprune.corpora.build import make_corpus, read_manifest
 from adamwprune.corpora.collections import COLLECTIONS, Collection
 from adamwprune.data.base import Data
-from adamwprune.data.documents import Documents
-from adamwprune.data.prepare import Recipe
-from adamwprune.data.prepared import Windows, prepared_text
+from adamwprune.data.preparation.documents import Documents
+from adamwprune.data.preparation.prepare import Recipe
+from adamwprune.data.preparation.prepared import Windows, prepared_text
 from adamwprune.data.text_files import text_documents
 from adamwprune.ranges import Fraction, PositiveInt, Range, Seed
 

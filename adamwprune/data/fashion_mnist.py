@@ -6,14 +6,14 @@
 from pathlib import Path
 from typing import Literal
 
-from adamwprune.data import idx
-from adamwprune.data.augment import CropFlip
 from adamwprune.data.base import Data
-from adamwprune.data.hub_images import HubImages
-from adamwprune.data.images import Normalisation, Shape, split_image_data
-from adamwprune.data.packages import DebianPackage, debian_file, debian_members
-from adamwprune.data.published import Parts, first_available
-from adamwprune.data.shipped import shipped_images
+from adamwprune.data.files.packages import DebianPackage, debian_file, debian_members
+from adamwprune.data.imaging import idx
+from adamwprune.data.imaging.augment import CropFlip
+from adamwprune.data.imaging.hub_images import HubImages
+from adamwprune.data.imaging.images import Normalisation, Shape, split_image_data
+from adamwprune.data.imaging.published import Parts, first_available
+from adamwprune.data.imaging.shipped import shipped_images
 from adamwprune.ranges import Fraction, NonNegativeInt, PositiveInt, Seed, UnitInterval
 
 # Of the 60,000 training images; a subset is normalised like the whole.

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from adamwprune.data import hub
-from adamwprune.data.cache import NotThere, file_sha256
-from adamwprune.data.documents import Documents, Part
-from adamwprune.data.prepare import Recipe
-from adamwprune.data.prepared import Windows, prepared_text, shards_text
+from adamwprune.data.files import hub
+from adamwprune.data.files.cache import NotThere, file_sha256
+from adamwprune.data.preparation.documents import Documents, Part
+from adamwprune.data.preparation.prepare import Recipe
+from adamwprune.data.preparation.prepared import Windows, prepared_text, shards_text
 from adamwprune.errors import ConfigError, DataError
 from adamwprune.ranges import Fraction, Positive, PositiveInt, Range, Seed, shown
 

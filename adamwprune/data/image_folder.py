@@ -10,13 +10,19 @@ from typing import Annotated
 
 import numpy as np
 
-from adamwprune.data import decode
 from adamwprune.data.base import Data
-from adamwprune.data.cache import NotThere
-from adamwprune.data.decoded_images import Part, Rendering, Views, decoded_image_data, decoding_threads
-from adamwprune.data.file_index import Files, index_files
-from adamwprune.data.hub import require_packages
-from adamwprune.data.images import Normalisation, Shape, checked_split
+from adamwprune.data.files.cache import NotThere
+from adamwprune.data.files.hub import require_packages
+from adamwprune.data.imaging import decode
+from adamwprune.data.imaging.decoded_images import (
+    Part,
+    Rendering,
+    Views,
+    decoded_image_data,
+    decoding_threads,
+)
+from adamwprune.data.imaging.file_index import Files, index_files
+from adamwprune.data.imaging.images import Normalisation, Shape, checked_split
 from adamwprune.errors import ConfigError, DataError
 from adamwprune.ranges import Fraction, Positive, PositiveInt, Range, Seed, UnitInterval
 

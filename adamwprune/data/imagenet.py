@@ -12,15 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
-from adamwprune.data import hub
 from adamwprune.data.base import Data
-from adamwprune.data.cache import file_sha256
-from adamwprune.data.decoded_images import Part, Rendering, Views, decoded_image_data, decoding_threads
-from adamwprune.data.file_index import Files, index_files
-from adamwprune.data.hub_images import HubImages, check_columns, hub_folder, parquet_files
+from adamwprune.data.files import hub
+from adamwprune.data.files.cache import file_sha256
 from adamwprune.data.image_folder import ImageFolder, inspect
-from adamwprune.data.images import Normalisation, Shape, checked_split
-from adamwprune.data.published import first_available
+from adamwprune.data.imaging.decoded_images import (
+    Part,
+    Rendering,
+    Views,
+    decoded_image_data,
+    decoding_threads,
+)
+from adamwprune.data.imaging.file_index import Files, index_files
+from adamwprune.data.imaging.hub_images import HubImages, check_columns, hub_folder, parquet_files
+from adamwprune.data.imaging.images import Normalisation, Shape, checked_split
+from adamwprune.data.imaging.published import first_available
 from adamwprune.errors import DataError, DiskError
 from adamwprune.ranges import Fraction, PositiveInt, Range, Seed, UnitInterval
 

@@ -11,14 +11,15 @@ from typing import Literal
 
 import numpy as np
 
-from adamwprune.data import idx, pickles
-from adamwprune.data.augment import CropFlip
 from adamwprune.data.base import Data
-from adamwprune.data.hub_images import HubImages
-from adamwprune.data.images import Normalisation, Shape, split_image_data
-from adamwprune.data.packages import Wheel, wheel_file
-from adamwprune.data.published import Parts, first_available
-from adamwprune.data.shipped import shipped_images
+from adamwprune.data.files import pickles
+from adamwprune.data.files.packages import Wheel, wheel_file
+from adamwprune.data.imaging import idx
+from adamwprune.data.imaging.augment import CropFlip
+from adamwprune.data.imaging.hub_images import HubImages
+from adamwprune.data.imaging.images import Normalisation, Shape, split_image_data
+from adamwprune.data.imaging.published import Parts, first_available
+from adamwprune.data.imaging.shipped import shipped_images
 from adamwprune.ranges import Fraction, NonNegativeInt, PositiveInt, Seed, UnitInterval
 
 # Of the 60,000 training images; a subset is normalised like the whole.

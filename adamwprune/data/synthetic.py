@@ -8,9 +8,9 @@ from typing import Annotated
 
 import numpy as np
 
-from adamwprune.data.augment import CropFlip
 from adamwprune.data.base import Data
-from adamwprune.data.images import LabelledImages, Normalisation, Shape, image_data
+from adamwprune.data.imaging.augment import CropFlip
+from adamwprune.data.imaging.images import LabelledImages, Normalisation, Shape, image_data
 from adamwprune.data.tokens import TokenArray
 from adamwprune.data.windows import token_data
 from adamwprune.errors import DataError

@@ -7,8 +7,8 @@ from typing import Annotated
 import numpy as np
 
 from adamwprune.data import bpe
-from adamwprune.data.assets import SHA256, read_asset
 from adamwprune.data.base import Data
+from adamwprune.data.files.assets import SHA256, read_asset
 from adamwprune.data.tokenizer import Tokenizer
 from adamwprune.data.tokens import TokenArray, occurring, remap, stream_sha256
 from adamwprune.data.windows import token_data

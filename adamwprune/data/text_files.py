@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
-from adamwprune.data.cache import file_sha256
-from adamwprune.data.documents import Documents
-from adamwprune.data.hub import first_line, require_packages
-from adamwprune.data.prepare import Recipe
-from adamwprune.data.prepared import Windows, prepared_text
+from adamwprune.data.files.cache import file_sha256
+from adamwprune.data.files.hub import first_line, require_packages
+from adamwprune.data.preparation.documents import Documents
+from adamwprune.data.preparation.prepare import Recipe
+from adamwprune.data.preparation.prepared import Windows, prepared_text
 from adamwprune.errors import ConfigError, DataError
 from adamwprune.ranges import Fraction, PositiveInt, Range, Seed, shown
 

@@ -86,7 +86,7 @@ def verify(data: "Data") -> None:
         ConfigError: it has none; whatever ships or is fetched is hashed at each use.
         DataError: one is not what its manifest says.
     """
-    from adamwprune.data.shards import verify_shards
+    from adamwprune.data.preparation.shards import verify_shards
 
     folder = data.facts.get("folder")
     if folder is None or data.facts.get("source") != "shards":

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from adamwprune.data import assets
+from adamwprune.data.files import assets
 from adamwprune.errors import DataError
 
-FOLDER = Path(assets.__file__).parents[1] / "assets"
+FOLDER = Path(assets.__file__).parents[2] / "assets"
 
 
 @pytest.mark.parametrize("name", assets.SHA256)

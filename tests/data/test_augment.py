@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adamwprune.data.augment import (
+from adamwprune.data.fashion_mnist import fashion3k
+from adamwprune.data.imaging.augment import (
     ATTEMPTS,
     CROP,
     CentreCrop,
@@ -20,8 +21,7 @@ from adamwprune.data.augment import (
     philox,
     random_words,
 )
-from adamwprune.data.fashion_mnist import fashion3k
-from adamwprune.data.images import ImageDataset, LabelledImages, Normalisation, Shape, image_data
+from adamwprune.data.imaging.images import ImageDataset, LabelledImages, Normalisation, Shape, image_data
 from adamwprune.data.mnist import mnist5k
 from adamwprune.errors import ConfigError
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from adamwprune.data import cifar
-from adamwprune.data.assets import read_asset
+from adamwprune.data.files.assets import read_asset
 from adamwprune.errors import DataError
 from tests.helpers.image_sets import write_hub
 from tests.helpers.python2_pickle import Python2Pickler

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 
-from adamwprune.data.decode import check, cut_out, decoded
+from adamwprune.data.imaging.decode import check, cut_out, decoded
 from adamwprune.errors import DataError
 from tests.helpers.image_sets import encoded
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adamwprune.data import fashion_mnist, idx
-from adamwprune.data.shipped import read_images
+from adamwprune.data import fashion_mnist
+from adamwprune.data.imaging import idx
+from adamwprune.data.imaging.shipped import read_images
 from adamwprune.errors import DataError
 from tests.helpers.image_sets import write_hub
 

@@ -11,14 +11,15 @@ import threading
 import pytest
 
 from adamwprune.data import fashion_mnist
-from adamwprune.data.shipped import read_images
+from adamwprune.data.imaging.shipped import read_images
 from tests.helpers.image_sets import write_hub
 
 pytest.importorskip("datasets")
 
 HUB = fashion_mnist.HUB
 CODE = """
-from adamwprune.data import fashion_mnist, hub_images
+from adamwprune.data import fashion_mnist
+from adamwprune.data.imaging import hub_images
 train, test, origin = hub_images.read_hub(fashion_mnist.HUB, None)
 print(train.images.shape, test.images.shape, train.labels.tolist(), int(train.images.sum()), origin)
 """
@@ -117,6 +118,6 @@ def test_refusal_of_the_hub_is_one_line(server, tmp_path, status):
     """A gate, a missing revision, a fault: what it was, how large, the command."""
     server.refuse = status
     last = read(server, tmp_path).stderr.strip().splitlines()[-1]
-    assert last.startswith("adamwprune.data.cache.NotThere: zalando-datasets/fashion_mnist (36 MB)")
+    assert last.startswith("adamwprune.data.files.cache.NotThere: zalando-datasets/fashion_mnist (36 MB)")
     assert str(status) in last
     assert "hf download zalando-datasets/fashion_mnist" in last

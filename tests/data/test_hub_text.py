@@ -14,10 +14,12 @@ import torch
 from omegaconf import OmegaConf
 
 from adamwprune.composition import CONF_DIR
-from adamwprune.data import bpe, hub, hub_text, prepared, shards
-from adamwprune.data.assets import read_asset
-from adamwprune.data.cache import NotThere
-from adamwprune.data.encoding import is_validation
+from adamwprune.data import bpe, hub_text
+from adamwprune.data.files import hub
+from adamwprune.data.files.assets import read_asset
+from adamwprune.data.files.cache import NotThere
+from adamwprune.data.preparation import prepared, shards
+from adamwprune.data.preparation.encoding import is_validation
 from adamwprune.errors import ConfigError, DataError, DiskError
 
 parquet = pytest.importorskip("pyarrow.parquet")

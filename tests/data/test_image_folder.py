@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from adamwprune.data import file_index, image_folder
-from adamwprune.data.decoded_images import decoding_threads
+from adamwprune.data import image_folder
 from adamwprune.data.image_folder import images
-from adamwprune.data.shipped import read_images
+from adamwprune.data.imaging import file_index
+from adamwprune.data.imaging.decoded_images import decoding_threads
+from adamwprune.data.imaging.shipped import read_images
 from adamwprune.errors import ConfigError, DataError, Preempted
 from adamwprune.training.run import train
 from tests.helpers.image_sets import encoded

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from adamwprune.data import imagenet
-from adamwprune.data.shipped import read_images
+from adamwprune.data.imaging.shipped import read_images
 from adamwprune.errors import DataError, DiskError
 from tests.helpers.image_sets import encoded, write_hub
 

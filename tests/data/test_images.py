@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adamwprune.data.images import (
+from adamwprune.data.imaging.images import (
     ImageDataset,
     LabelledImages,
     Normalisation,

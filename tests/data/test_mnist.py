@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adamwprune.data import idx, mnist, packages, pickles
+from adamwprune.data import mnist
 from adamwprune.data.fashion_mnist import fashion3k
-from adamwprune.data.shipped import read_images
+from adamwprune.data.files import packages, pickles
+from adamwprune.data.imaging import idx
+from adamwprune.data.imaging.shipped import read_images
 from adamwprune.errors import ConfigError, DataError
 from tests.helpers.image_sets import write_hub
 from tests.helpers.python2_pickle import Python2Pickler

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adamwprune.data import bpe, encoding, prepare, processes, shards, verified
-from adamwprune.data import documents as sources
-from adamwprune.data.documents import Documents, Position
-from adamwprune.data.prepare import Recipe
-from adamwprune.data.prepared import Windows, prepared_text, shards_text
-from adamwprune.data.remapped import read_vocab_map
+from adamwprune.data import bpe
+from adamwprune.data.preparation import documents as sources
+from adamwprune.data.preparation import encoding, prepare, processes, shards, verified
+from adamwprune.data.preparation.documents import Documents, Position
+from adamwprune.data.preparation.prepare import Recipe
+from adamwprune.data.preparation.prepared import Windows, prepared_text, shards_text
+from adamwprune.data.preparation.remapped import read_vocab_map
 from adamwprune.errors import DataError, DiskError, RunError
 
 RECIPE = Recipe(max_tokens=None, val_fraction=0.2, shard_tokens=200)
@@ -359,8 +360,8 @@ def _die():
 PROGRAM = """
 import sys
 from pathlib import Path
-from adamwprune.data import prepare
-from adamwprune.data.prepare import Recipe
+from adamwprune.data.preparation import prepare
+from adamwprune.data.preparation.prepare import Recipe
 from adamwprune.data.text_files import text_documents
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 
 from adamwprune.composition import CONF_DIR, complete, compose, to_config
 from adamwprune.data import bpe
-from adamwprune.data.shards import read_shards
+from adamwprune.data.preparation.shards import read_shards
 from adamwprune.errors import ConfigError, DataError
 from adamwprune.prepare import __main__ as command
 from adamwprune.prepare.__main__ import data_node, main, parse

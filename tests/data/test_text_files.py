@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from adamwprune.data.shards import read_shards
+from adamwprune.data.preparation.shards import read_shards
 from adamwprune.data.text_files import find_files, text, text_documents
 from adamwprune.errors import ConfigError, DataError
 

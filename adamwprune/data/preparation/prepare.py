@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from adamwprune.data import bpe
-from adamwprune.data.cache import disk_errors, exclusive
-from adamwprune.data.documents import Documents, Position, batches
-from adamwprune.data.durable import sync_folder, write_durably
-from adamwprune.data.encoding import Encoded, encode_all
-from adamwprune.data.progress import TokenProgress
-from adamwprune.data.shard_writer import NOTHING, ShardWriter
-from adamwprune.data.shards import BYTES_PER_TOKEN, PARTS, write_manifest
+from adamwprune.data.files.cache import disk_errors, exclusive
+from adamwprune.data.files.durable import sync_folder, write_durably
+from adamwprune.data.preparation.documents import Documents, Position, batches
+from adamwprune.data.preparation.encoding import Encoded, encode_all
+from adamwprune.data.preparation.progress import TokenProgress
+from adamwprune.data.preparation.shard_writer import NOTHING, ShardWriter
+from adamwprune.data.preparation.shards import BYTES_PER_TOKEN, PARTS, write_manifest
 from adamwprune.errors import DataError, DiskError
 from adamwprune.ranges import shown
 

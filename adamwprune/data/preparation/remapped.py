@@ -12,9 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from adamwprune.data.cache import disk_errors, exclusive
-from adamwprune.data.durable import sync_folder
-from adamwprune.data.shards import MANIFEST, PARTS, Shards, read_manifest, read_shards, write_manifest
+from adamwprune.data.files.cache import disk_errors, exclusive
+from adamwprune.data.files.durable import sync_folder
+from adamwprune.data.preparation.shards import (
+    MANIFEST,
+    PARTS,
+    Shards,
+    read_manifest,
+    read_shards,
+    write_manifest,
+)
 from adamwprune.data.tokens import stream_sha256
 from adamwprune.errors import DataError
 

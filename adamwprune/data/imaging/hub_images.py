@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from adamwprune.data import hub
-from adamwprune.data.cache import NotThere, file_sha256
-from adamwprune.data.decode import decoded
-from adamwprune.data.images import LabelledImages
+from adamwprune.data.files import hub
+from adamwprune.data.files.cache import NotThere, file_sha256
+from adamwprune.data.imaging.decode import decoded
+from adamwprune.data.imaging.images import LabelledImages
 from adamwprune.errors import DataError
 
 log = logging.getLogger(__name__)

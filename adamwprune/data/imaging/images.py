@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adamwprune.data.augment import CropFlip
 from adamwprune.data.base import Data
 from adamwprune.data.fingerprint import fingerprint
+from adamwprune.data.imaging.augment import CropFlip
 from adamwprune.errors import DataError
 
 

@@ -4,10 +4,10 @@ import io
 
 import numpy as np
 
-from adamwprune.data.assets import SHA256, read_asset
-from adamwprune.data.augment import CropFlip
 from adamwprune.data.base import Data
-from adamwprune.data.images import LabelledImages, Normalisation, Shape, split_image_data
+from adamwprune.data.files.assets import SHA256, read_asset
+from adamwprune.data.imaging.augment import CropFlip
+from adamwprune.data.imaging.images import LabelledImages, Normalisation, Shape, split_image_data
 
 
 def shipped_images(

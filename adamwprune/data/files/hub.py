@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from adamwprune.data.cache import NotThere
+from adamwprune.data.files.cache import NotThere
 from adamwprune.errors import DataError
 
 PROBE_SECONDS = 3.0

@@ -13,9 +13,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from adamwprune.data.cache import disk_errors
-from adamwprune.data.documents import Part
-from adamwprune.data.shards import BYTES_PER_TOKEN
+from adamwprune.data.files.cache import disk_errors
+from adamwprune.data.preparation.documents import Part
+from adamwprune.data.preparation.shards import BYTES_PER_TOKEN
 from adamwprune.errors import DataError
 
 NOTHING: dict[str, Any] = {"documents": 0, "shards": [], "open": None}

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from adamwprune.data.cache import disk_errors
+from adamwprune.data.files.cache import disk_errors
 
 
 def write_durably(file: Path, text: str) -> None:

@@ -9,8 +9,8 @@ from itertools import chain, islice
 import numpy as np
 
 from adamwprune.data import bpe
-from adamwprune.data.documents import Batch, Position
-from adamwprune.data.processes import map_in_processes, usable_cores
+from adamwprune.data.preparation.documents import Batch, Position
+from adamwprune.data.preparation.processes import map_in_processes, usable_cores
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adamwprune.data import bpe
-from adamwprune.data.documents import Documents
-from adamwprune.data.prepare import Recipe, prepare
-from adamwprune.data.remapped import is_remapped, read_vocab_map, remapped
-from adamwprune.data.shards import Shards, read_shards
+from adamwprune.data.preparation.documents import Documents
+from adamwprune.data.preparation.prepare import Recipe, prepare
+from adamwprune.data.preparation.remapped import is_remapped, read_vocab_map, remapped
+from adamwprune.data.preparation.shards import Shards, read_shards
 from adamwprune.data.tokenizer import Tokenizer
 from adamwprune.errors import DataError
 

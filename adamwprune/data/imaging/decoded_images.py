@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adamwprune.data import decode
-from adamwprune.data.augment import CentreCrop, RandomFlip, RandomResizedCrop, View
 from adamwprune.data.base import Data
 from adamwprune.data.fingerprint import fingerprint
-from adamwprune.data.images import Normalisation, Shape, check_labels
+from adamwprune.data.imaging import decode
+from adamwprune.data.imaging.augment import CentreCrop, RandomFlip, RandomResizedCrop, View
+from adamwprune.data.imaging.images import Normalisation, Shape, check_labels
 from adamwprune.errors import ConfigError
 
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from adamwprune.data import verified
-from adamwprune.data.documents import Part
-from adamwprune.data.durable import write_durably
+from adamwprune.data.files.durable import write_durably
+from adamwprune.data.preparation import verified
+from adamwprune.data.preparation.documents import Part
 from adamwprune.data.tokens import TokenArray
 from adamwprune.errors import DataError
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from adamwprune.data.cache import NotThere
-from adamwprune.data.hub_images import HubImages, read_hub
-from adamwprune.data.images import LabelledImages
-from adamwprune.data.published import Parts
+from adamwprune.data.files.cache import NotThere
+from adamwprune.data.imaging.hub_images import HubImages, read_hub
+from adamwprune.data.imaging.images import LabelledImages
+from adamwprune.data.imaging.published import Parts
 from adamwprune.errors import DataError
 
 UNSIGNED_BYTE = 8

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adamwprune.data.cache import disk_errors, exclusive
+from adamwprune.data.files.cache import disk_errors, exclusive
 from adamwprune.errors import DataError
 
 log = logging.getLogger(__name__)

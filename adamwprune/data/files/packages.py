@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adamwprune.data.cache import NotThere, disk_errors, exclusive, file_sha256
+from adamwprune.data.files.cache import NotThere, disk_errors, exclusive, file_sha256
 from adamwprune.errors import DataError
 
 log = logging.getLogger(__name__)

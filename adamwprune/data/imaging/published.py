@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from adamwprune.data.cache import NotThere
-from adamwprune.data.images import LabelledImages
+from adamwprune.data.files.cache import NotThere
+from adamwprune.data.imaging.images import LabelledImages
 from adamwprune.errors import ConfigError, DataError
 
 # What a place gives, as a rule: the training part, the test part, and what it is, for the run record.

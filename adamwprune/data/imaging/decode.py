@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from adamwprune.data.augment import Cut
+from adamwprune.data.imaging.augment import Cut
 from adamwprune.errors import DataError
 
 if TYPE_CHECKING:

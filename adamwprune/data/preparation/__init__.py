@@ -1,0 +1,1 @@
+"""Text on its way from documents to files of tokens: encoded in parallel, resumable, verified."""
