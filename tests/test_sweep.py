@@ -43,7 +43,11 @@ def test_every_combination_is_a_job():
         (["pruning=none,magnitude", "pruning.target_sparsity=0.5,0.7", "seed=1,2"], 6),
         (["optimizer=adamw,adamwprune", "pruning.target_sparsity=0.5,0.7"], 3),
         (["pruning=none,magnitude", "pruning.target_sparsity=0.5"], 2),
-        (["pruning=magnitude,state", "pruning.target_sparsity=0.5,0.7,0.9", "seed=1,2,3"], 18),
+        pytest.param(
+            ["pruning=magnitude,state", "pruning.target_sparsity=0.5,0.7,0.9", "seed=1,2,3"],
+            18,
+            marks=pytest.mark.slow,
+        ),
         (["pruning=none,state", "pruning/scope=layerwise,global"], 3),
         (["pruning=none,magnitude", "pruning/schedule=linear"], 2),
     ],
