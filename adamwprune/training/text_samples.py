@@ -68,9 +68,11 @@ def check_prompts(tokenizer: Tokenizer | None, prompts: Sequence[str]) -> None:
     Raises:
         ConfigError: the data set has no text, or not the tokens of a prompt.
     """
+    if tokenizer is None:
+        raise ConfigError("samples.tokens: the data set is no text; use samples.tokens=0")
+    if not prompts:
+        raise ConfigError("samples.prompts=[]: nothing to continue; give a text, or use samples.tokens=0")
     for prompt in prompts:
-        if tokenizer is None:
-            raise ConfigError("samples.prompts: the data set is no text; use samples.tokens=0")
         try:
             ids = tokenizer.encode(prompt)
         except ConfigError as error:

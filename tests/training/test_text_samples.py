@@ -36,15 +36,15 @@ def test_prompts_are_checked_before_the_run():
     """With the key and the token."""
     few = Tokenizer(np.array([11, 995, 15496], np.uint16))
     check_prompts(few, ["Hello, world"])
-    check_prompts(None, [])
-    for tokenizer, prompt, message in (
-        (few, "Hello there", r"^samples\.prompts=\[Hello there\]: the token ' there' does not occur"),
-        (few, "\N{SNOWMAN}", "does not occur"),
-        (few, "", "is empty"),
-        (None, "Hello", "the data set is no text"),
+    for tokenizer, prompts, message in (
+        (few, ["Hello there"], r"^samples\.prompts=\[Hello there\]: the token ' there' does not occur"),
+        (few, ["\N{SNOWMAN}"], "does not occur"),
+        (few, [""], "is empty"),
+        (few, [], r"samples\.prompts=\[\]: nothing to continue"),
+        (None, ["Hello"], "the data set is no text"),
     ):
         with pytest.raises(ConfigError, match=message):
-            check_prompts(tokenizer, [prompt])
+            check_prompts(tokenizer, prompts)
 
 
 def test_training_is_the_same_with_and_without_samples():
