@@ -6,7 +6,8 @@
 
 Each row is `python train.py ...` in a process of its own. Losses are those of the first and the last step; a
 step's time is the median over all but the first, which compiles and loads; memory is the peak that the run
-recorded. A data set that this machine cannot have is a row with the exit code.
+recorded. A row that could not be run has the exit code, 3 where this machine cannot have the data; why is
+said on standard error.
 """
 
 import json
@@ -62,14 +63,16 @@ def train(case: Case, hardware: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         overrides = [
-            *(f"model={case.model}", f"data={case.data}", f"hardware={hardware}", f"hydra.run.dir={run}"),
+            *(f"model={case.model}", f"data={case.data}", f"hardware={hardware}"),
             *(f"trainer.max_steps={case.steps}", f"trainer.eval_every={case.steps}", "trainer.log_every=1"),
             *(f"trainer.global_batch_size={case.batch}", "trainer.eval_samples=16"),
             *("lr_schedule.warmup_steps=0", f"checkpoint.every={case.steps}", *case.more),
         ]
-        done = subprocess.run([sys.executable, str(TRAIN), *overrides], capture_output=True, text=True)
+        command = [sys.executable, str(TRAIN), *overrides, f"hydra.run.dir={run}"]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            return {"error": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
+            print(done.stderr.strip(), file=sys.stderr)
+            return {"exit_code": done.returncode}
         lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
         rows = [row for row in lines if "train/loss" in row]
         record = json.loads((run / "summary.json").read_text())
@@ -86,9 +89,8 @@ def train(case: Case, hardware: str) -> dict[str, Any]:
 def line(case: Case, figures: dict[str, Any]) -> list[str]:
     """One line of the table."""
     name = [case.model, case.data]
-    if "error" in figures:
-        code = figures["error"].partition(":")[0]
-        return [*name, "", "not run", code, "", "", ""]
+    if "exit_code" in figures:
+        return [*name, "", f"not run: exit {figures['exit_code']}", "", "", "", ""]
     return [
         *name,
         f"{figures['parameters']:,}",

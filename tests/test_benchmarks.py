@@ -52,6 +52,27 @@ def test_inference_runs_every_encoding(tmp_path):
 
 
 @pytest.mark.slow
+def test_loader_compares_batches_and_finds_its_share_of_a_step(tmp_path):
+    """A batch of ours beside those by hand and by DataLoader; waiting is a part of the step."""
+    small = ("--rounds=1", "--batches=2", "--tokens=1000000", "--steps=2")
+    figures = measured(tmp_path, "loader.py", *small)
+    assert {"tokens: by hand", "tokens: ours", "images: DataLoader", "images: ours"} <= figures["arms"].keys()
+
+
+@pytest.mark.slow
+def test_coverage_says_what_runs_and_what_does_not(tmp_path, monkeypatch):
+    """A row that trained has its figures; one without data has exit code 3, and no path is written."""
+    monkeypatch.setenv("ADAMWPRUNE_DATA", str(tmp_path))
+    file, command = tmp_path / "figures.json", [sys.executable, "benchmarks/coverage.py"]
+    for only in ("lenet5 mnist5k", "resnet50 imagenet"):
+        arguments = [*command, f"--only={only}", f"--json={file}"]
+        subprocess.run(arguments, cwd=CONF_DIR.parent, capture_output=True, check=True, timeout=100)
+        arm = json.loads(file.read_text())["arms"][only]
+        assert str(tmp_path) not in file.read_text().replace(str(file), "")
+        assert (arm["last_loss"] < arm["first_loss"]) if only.startswith("lenet5") else arm["exit_code"] == 3
+
+
+@pytest.mark.slow
 def test_optimizer_step_measures_every_way_to_mask(tmp_path):
     """All arms mask what they say, and hold what their masks take: bytes, floats, floats and products."""
     arms = measured(tmp_path, "optimizer_step.py", "--model=lenet5", "--rounds=1")["arms"]

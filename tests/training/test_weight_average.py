@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from adamwprune.errors import CheckpointError
+from adamwprune.errors import CheckpointError, SparsityError
 from adamwprune.export.run import open_run
+from adamwprune.training import loop
 from adamwprune.training.checkpoint import load_newest
 from adamwprune.training.weight_average import WeightAverage
 from tests.helpers.runs import BUSY, IMAGES, final_weights, rows, run
@@ -78,6 +79,17 @@ def test_pruned_weights_are_zero_in_what_is_exported(tmp_path, mode):
         assert torch.equal(exported == 0, live == 0), name
         assert not torch.equal(exported, live)
     assert source.counts()["sparsity"] == pytest.approx(0.7, abs=1e-3)
+
+
+def test_an_average_that_keeps_pruned_weights_fails_the_run(tmp_path, monkeypatch):
+    """Control of the check at the end: without the masks the average would not be sparse."""
+
+    def unmasked(training, step, *, has_new_masks):
+        training.average.update(step)
+
+    monkeypatch.setattr(loop, "average", unmasked)
+    with pytest.raises(SparsityError):
+        run(tmp_path / "run", *PRUNED)
 
 
 def test_a_decay_of_zero_is_the_weights(tmp_path):
