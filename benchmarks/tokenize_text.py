@@ -23,11 +23,11 @@ from typing import NamedTuple
 
 import tiktoken
 
+from adamwprune.cores import usable_cores
 from adamwprune.data import bpe
 from adamwprune.data.files.assets import read_asset
 from adamwprune.data.preparation.documents import BATCH_CHARACTERS, Documents
 from adamwprune.data.preparation.prepare import Recipe, prepare
-from adamwprune.data.preparation.processes import usable_cores
 from adamwprune.data.preparation.shards import read_manifest
 
 GOAL = 0.8

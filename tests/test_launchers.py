@@ -16,6 +16,7 @@ from hydra.core.config_store import ConfigStore
 
 from adamwprune.composition import CONF_DIR, compose
 from adamwprune.config import Device, HardwareConfig, register_configs
+from adamwprune.cores import usable_cores
 from adamwprune.errors import ConfigError
 from adamwprune.launchers import base, slots
 from adamwprune.launchers.base import Command
@@ -82,13 +83,13 @@ def test_jobs_on_the_cpu_take_no_device():
 @pytest.mark.parametrize(("most", "count"), [(3, 3), (-1, 6), (-2, 5), (99, 9), (1, 1), (-99, 1)])
 def test_jobs_at_a_time_are_counted_as_joblib_counts(monkeypatch, most, count):
     """-1 is one a core, of six here; never more than nine jobs."""
-    monkeypatch.setattr(slots, "cores", lambda: 6)
+    monkeypatch.setattr(slots, "usable_cores", lambda: 6)
     assert Slots([], [command(i, Device.cpu) for i in range(9)], most).count == count
 
 
 def test_jobs_side_by_side_share_the_cores(monkeypatch):
     """By a key that their records keep; one that runs alone, or says how many, is left as it is."""
-    monkeypatch.setattr(slots, "cores", lambda: 12)
+    monkeypatch.setattr(slots, "usable_cores", lambda: 12)
     jobs = [command(0, Device.cpu), command(1, Device.cpu, devices=2), command(2, Device.cpu, threads=5)]
     places = Slots([], jobs, most=3)
     shares = [places.arguments(job)[1:] for job in jobs]
@@ -210,7 +211,7 @@ def test_jobs_side_by_side_fail_alone(tmp_path, launcher):
     assert "step 4/4" not in done.stdout + done.stderr  # a job's own lines are in its file
     assert "step 4/4" in (tmp_path / "sweep" / "2.log").read_text()
     record = json.loads((tmp_path / "sweep" / "2" / "run.json").read_text())
-    assert record["hardware"]["threads"] == max(1, base.cores() // 2)
+    assert record["hardware"]["threads"] == max(1, usable_cores() // 2)
     assert record["group"].startswith("sweep_")
 
 

@@ -24,12 +24,13 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import track
 
+from adamwprune.cores import usable_cores
 from adamwprune.corpora.apt import Apt, Package, newest
 from adamwprune.corpora.archives import pages
 from adamwprune.corpora.collections import Collection
 from adamwprune.data.files.cache import NotThere, disk_errors, exclusive, file_sha256
 from adamwprune.data.files.durable import sync_folder, write_durably
-from adamwprune.data.preparation.processes import map_in_processes, usable_cores
+from adamwprune.data.preparation.processes import map_in_processes
 from adamwprune.errors import DataError, DiskError
 
 FORMAT = "adamwprune-corpus-1"

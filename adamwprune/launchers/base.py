@@ -66,11 +66,6 @@ def exit_code(code: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def wants_cuda(hardware: HardwareConfig, found: int) -> bool:
     """Whether a job takes CUDA devices where `found` are visible."""
     return hardware.device is Device.cuda or (hardware.device is Device.auto and found > 0)

@@ -10,7 +10,8 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from adamwprune.launchers.base import Command, cores, wants_cuda
+from adamwprune.cores import usable_cores
+from adamwprune.launchers.base import Command, wants_cuda
 
 
 class Slots:
@@ -26,7 +27,7 @@ class Slots:
         self._devices = list(devices)
         self._free = list(devices)
         self._changed = threading.Condition()
-        self.count = self._places(commands, most if most > 0 else max(1, cores() + 1 + most))
+        self.count = self._places(commands, most if most > 0 else max(1, usable_cores() + 1 + most))
 
     def _places(self, commands: Sequence[Command], most: int) -> int:
         """No more than there are jobs, or than the devices are enough for."""
@@ -78,7 +79,7 @@ class Slots:
         """The job's command line, with its share of the cores where jobs run side by side."""
         if self.count == 1 or command.hardware.threads is not None:
             return command.arguments
-        threads = max(1, cores() // (self.count * command.hardware.num_devices))
+        threads = max(1, usable_cores() // (self.count * command.hardware.num_devices))
         return (*command.arguments, f"hardware.threads={threads}")
 
 

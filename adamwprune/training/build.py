@@ -1,6 +1,5 @@
 """From a Config to the live objects of one run: data, model, optimizer, schedule, pruner."""
 
-import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from adamwprune.config import Config, Device, Unseen, update_steps
+from adamwprune.cores import usable_cores
 from adamwprune.data.base import Data
 from adamwprune.distributed import Ranks
 from adamwprune.optim.param_groups import group_table, param_groups
@@ -71,7 +71,7 @@ def build_training(config: Config, ranks: Ranks) -> Training:
         ConfigError, DataError: where the parts do not fit each other.
     """
     hardware, trainer = config.hardware, config.trainer
-    torch.set_num_threads(hardware.threads or max(1, _cores() // ranks.local_world_size))
+    torch.set_num_threads(hardware.threads or max(1, usable_cores() // ranks.local_world_size))
 
     data: Data = build(config.data, "data", config.allow_targets)()
     batches = TrainingBatches(
@@ -143,11 +143,6 @@ def build_pruner(
         include=pruning.include,
         exclude=pruning.exclude,
     )
-
-
-def _cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_device(device: Device) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adamwprune.cores import usable_cores
 from adamwprune.data.base import Data
 from adamwprune.data.fingerprint import fingerprint
 from adamwprune.data.imaging import decode
@@ -153,9 +154,8 @@ class DecodedImages:
 
 def decoding_threads() -> ThreadPoolExecutor:
     """As many as this process's share of the machine has cores; none is started before it is used."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return ThreadPoolExecutor(max(1, cores // ranks), thread_name_prefix="decode")
+    return ThreadPoolExecutor(max(1, usable_cores() // ranks), thread_name_prefix="decode")
 
 
 def decoded_image_data(

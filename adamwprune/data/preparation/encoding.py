@@ -8,9 +8,10 @@ from itertools import chain, islice
 
 import numpy as np
 
+from adamwprune.cores import usable_cores
 from adamwprune.data import bpe
 from adamwprune.data.preparation.documents import Batch, Position
-from adamwprune.data.preparation.processes import map_in_processes, usable_cores
+from adamwprune.data.preparation.processes import map_in_processes
 
 
 @dataclass(frozen=True)
