@@ -17,23 +17,28 @@ from omegaconf import DictConfig, OmegaConf
 from adamwprune.command_line import exit_codes, prepare
 from adamwprune.composition import to_config
 from adamwprune.config import register_configs
+from adamwprune.last_words import told
 from adamwprune.resolvers import register_resolvers
+from adamwprune.signal_handlers import hold_stops, let_stops_in
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(composed: DictConfig) -> None:
     """Run one job: plain dataclasses from here on, torch from here on."""
-    from adamwprune.launch import launch
-
     hydra_config = HydraConfig.get()
+    directory = Path(hydra_config.runtime.output_dir)
     job_logging = OmegaConf.to_container(hydra_config.job_logging, resolve=True)
-    with exit_codes():
-        launch(to_config(composed), Path(hydra_config.runtime.output_dir), job_logging)
+    with exit_codes(), told(directory):
+        let_stops_in()
+        from adamwprune.launch import launch
+
+        launch(to_config(composed), directory, job_logging)
 
 
 if __name__ == "__main__":
     register_configs()
     register_resolvers()
     with exit_codes():
-        sys.argv[1:] = prepare(sys.argv[1:])
+        # A stop from here on waits until it can be told in the folder.
+        sys.argv[1:] = prepare(sys.argv[1:], before_claim=hold_stops)
     main()

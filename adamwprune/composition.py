@@ -22,7 +22,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from adamwprune import targets
+from adamwprune import credentials, targets
 from adamwprune.config import Config, flatten, from_plain, register_configs, to_plain
 from adamwprune.errors import ConfigError
 from adamwprune.explanations import explain, explain_interpolation, first_line, resolver_message
@@ -37,8 +37,9 @@ def parse(overrides: list[str]) -> list[Override]:
     """The overrides as Hydra reads them; each key may be given once.
 
     Raises:
-        ConfigError: an override that Hydra's grammar refuses, or a key given twice.
+        ConfigError: an override that Hydra's grammar refuses, a key given twice, or a password.
     """
+    credentials.refuse_in_arguments(overrides)  # before anything quotes them
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except OverrideParseException as error:
@@ -49,6 +50,8 @@ def parse(overrides: list[str]) -> list[Override]:
     seen: dict[str, str] = {}
     for override in parsed:
         key = override.get_key_element().lstrip("+~")
+        if not key:
+            raise ConfigError(f"{override.input_line}: not KEY=VALUE; the key is missing")
         if override.is_delete():
             raise ConfigError(
                 f"{override.input_line}: keys cannot be removed; give {key} a value, such as {key}=null"
@@ -56,9 +59,19 @@ def parse(overrides: list[str]) -> list[Override]:
         if key in seen and not key.startswith("hydra"):
             raise ConfigError(f"{override.input_line}: {key} is given twice (first {seen[key]}); keep one")
         seen[key] = override.input_line or ""
+        if override.key_or_group == "hydra.searchpath":
+            _check_search_path(override)
         if isinstance(names := override.value(), list) and (CONF_DIR / key).is_dir():
             _check_option_list(key, override.input_line or "", [str(name) for name in names])
     return parsed
+
+
+def _check_search_path(override: Override) -> None:
+    """Folders only: to look into a package, Hydra would import it."""
+    places = override.value()
+    for place in places if isinstance(places, list) else [places]:
+        if "${" in str(place) or not re.match(r"file://|[^:]*$", str(place)):
+            raise ConfigError(f"{override.input_line}: must be folders, as in [file:///home/me/conf]")
 
 
 def _check_option_list(group: str, given: str, names: list[str]) -> None:
@@ -74,6 +87,18 @@ def _check_option_list(group: str, given: str, names: list[str]) -> None:
 def given_keys(overrides: list[str]) -> dict[str, Any]:
     """Key -> value of the overrides, without + and the quotes; a swept key has the sweep as value."""
     return {override.get_key_element().lstrip("+"): override.value() for override in parse(overrides)}
+
+
+def trusted(overrides: list[str]) -> list[str]:
+    """The targets that a command line allows, each by its whole name.
+
+    Raises:
+        ConfigError: `allow_targets` is no list.
+    """
+    allowed = given_keys(overrides).get("allow_targets") or []
+    if not isinstance(allowed, list):
+        raise ConfigError(f"allow_targets={allowed}: must be a list, as in allow_targets=[my_code.model]")
+    return [str(name) for name in allowed]
 
 
 def quoted(value: object) -> str:
@@ -117,6 +142,7 @@ def compose(overrides: list[str], conf_dir: Path = CONF_DIR) -> DictConfig:
             composed = hydra_compose("config", overrides=overrides, return_hydra_config=True)
         except Exception as error:  # Hydra lets all kinds through, such as ValueError for model=3
             raise ConfigError(explain(error, parsed, conf_dir, lambda: _known_keys(conf_dir))) from None
+    credentials.refuse_in_values(flatten(OmegaConf.to_container(composed, resolve=False)))
     _check_hydra_node(composed, conf_dir)
     HydraConfig.instance().set_config(composed)
     return composed
@@ -144,10 +170,14 @@ def _check_hydra_node(composed: DictConfig, conf_dir: Path) -> None:
     # One that was chosen is built, and so checked, by sweep.py.
     has_launcher = composed.hydra.runtime.choices["hydra/launcher"] != "basic"
     allowed = (*_FREE_BELOW_HYDRA, "hydra.launcher") if has_launcher else _FREE_BELOW_HYDRA
-    for key in sorted(shipped.keys() | theirs.keys()):
+    # What they added before what is missing for it, such as an empty hydra.callbacks.
+    for key in sorted(shipped.keys() | theirs.keys(), key=lambda key: (key not in theirs, key)):
         is_free = any(key == free or key.startswith(f"{free}.") for free in allowed)
         if not is_free and shipped.get(key) != theirs.get(key):
             raise ConfigError(f"{key}={theirs.get(key)}: may not be changed; leave it out")
+    subdir = composed.hydra.output_subdir
+    if subdir is not None and (Path(subdir).name != subdir or subdir == ".."):
+        raise ConfigError(f"hydra.output_subdir={subdir}: must be the name of a folder in the run's, or null")
 
 
 @functools.cache  # a constant of the checkout, which costs as much as a composition
@@ -187,7 +217,8 @@ def to_config(composed: DictConfig, command_line: list[str] | None = None) -> Co
         ConfigError: listing every unknown key, wrong value and contradiction.
     """
     run = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-    if problems := [*_missing(OmegaConf.to_container(run))]:  # before something refers to it
+    written = OmegaConf.to_container(run)
+    if problems := [*_missing(written), *_referring_targets(written)]:  # before something refers to it
         raise ConfigError(*problems)
     try:
         plain = OmegaConf.to_container(run, resolve=True, enum_to_str=True)
@@ -196,6 +227,7 @@ def to_config(composed: DictConfig, command_line: list[str] | None = None) -> Co
     except OmegaConfBaseException as error:
         raise ConfigError(resolver_message(error)) from None
     assert isinstance(plain, dict)
+    credentials.refuse_in_values(flatten(plain))  # also what the environment has put in
     if problems := [*_unknown_keys(plain, Config, "")]:
         raise ConfigError(*problems)
     config = from_plain(Config, plain)
@@ -205,6 +237,10 @@ def to_config(composed: DictConfig, command_line: list[str] | None = None) -> Co
             raise ConfigError("allow_targets: set by a file; only the command line may trust other code")
         if config.resume is not None and "resume" not in typed:
             raise ConfigError(f"resume={config.resume}: set by a file; give it on the command line")
+        if config.sweep.resume is not None and "sweep.resume" not in typed:
+            raise ConfigError(
+                f"sweep.resume={config.sweep.resume}: set by a file; give it on the command line"
+            )
     validate(config)
     return config
 
@@ -226,3 +262,10 @@ def _missing(tree: Any) -> Iterator[str]:
     for key, value in flatten(tree):
         if value == "???":
             yield f"{key}=???: required; give {key}=VALUE"
+
+
+def _referring_targets(tree: Any) -> Iterator[str]:
+    """What is called is written where it is called: no environment and no other key decides it."""
+    for path, node in targets.find_targets(tree):
+        if "${" in str(node["_target_"]):
+            yield f"{path}._target_={node['_target_']}: must be a name, not a reference"

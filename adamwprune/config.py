@@ -6,10 +6,12 @@ adamwprune/composition.py and never changed afterwards; the engine sees no DictC
 """
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
@@ -21,6 +23,7 @@ from adamwprune.ranges import (
     NonNegativeInt,
     Positive,
     PositiveInt,
+    Range,
     Seed,
     UnitInterval,
     shown,
@@ -92,6 +95,7 @@ class TrainerConfig:
     grad_clip: Positive | None = 1.0
     label_smoothing: Fraction = 0.0
     ema_decay: Fraction | None = None
+    max_skipped_steps: NonNegativeInt = 0
     decay_embeddings: bool = False
     log_every: PositiveInt = 10
     eval_every: PositiveInt | None = None
@@ -158,13 +162,22 @@ class HardwareConfig:
     micro_batch_size: PositiveInt = 64
     precision: Precision = Precision.fp32
     compile: bool = False
-    num_workers: NonNegativeInt = 0
+    num_workers: Annotated[int, Range(least=0, most=512)] = 0
     threads: PositiveInt | None = None
     peak_flops: Positive | None = None
     memory_gb: Positive | None = None
     memory_bandwidth: Positive | None = None
     deterministic: bool = True
     timeout: Positive = 300.0
+
+
+@dataclass
+class SweepConfig:
+    """How the jobs of one -m are run; the group of the same name has saved sweeps."""
+
+    resume: str | None = None
+    job_timeout: Positive | None = None
+    kill_after: Positive = 120.0
 
 
 @dataclass
@@ -183,6 +196,7 @@ class Config:
     alerts: AlertsConfig = field(default_factory=AlertsConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     tracker: Node = field(default_factory=dict)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     seed: Seed = 1
     project: str = ""
     run_name: str = ""
@@ -202,6 +216,7 @@ HARMLESS = (
     "data.data_dir",  # where the data lie, not what they are: their fingerprint is compared
     "data.num_processes",
     "data.path",
+    "data.samples",  # what there is to choose from
     "data.source",
     "hardware.num_workers",
     "hardware.peak_flops",
@@ -219,6 +234,7 @@ HARMLESS = (
     "resume_allow",
     "allow_targets",
     "max_jobs",
+    "sweep",
 )
 
 
@@ -261,6 +277,16 @@ def from_plain(cls: type, plain: Mapping[str, Any]) -> Any:
     return cls(**values)
 
 
+def annotation_of(key: str) -> Any:
+    """The annotation of a dotted key in the schema; None where it has none, as below a `_target_`."""
+    kind: Any = Config
+    for name in key.split("."):
+        if not dataclasses.is_dataclass(kind):
+            return None
+        kind = get_type_hints(kind, include_extras=True).get(name)
+    return kind
+
+
 def update_steps(pruning: PruningConfig, total_steps: int) -> dict[str, int]:
     """start_step, end_step and update_every of a run's mask updates.
 
@@ -288,6 +314,22 @@ def changed_keys(
         for key in sorted(flat_before.keys() | flat_after.keys())
         if flat_before.get(key) != flat_after.get(key) and not _is_below(key, (*HARMLESS, *allowed))
     ]
+
+
+def trajectory_hash(config: Config, *, also: Collection[str] = (), less: Collection[str] = ()) -> str:
+    """16 hex digits over all keys that decide what a run computes: equal for runs that must be equal.
+
+    Args:
+        config: of the run.
+        also: keys or sections that count although they are harmless.
+        less: keys or sections that do not count.
+    """
+    leaves = sorted(
+        (key, value)
+        for key, value in flatten(to_plain(config))
+        if _is_below(key, also) or not _is_below(key, (*HARMLESS, *less))
+    )
+    return hashlib.sha256(json.dumps(leaves).encode()).hexdigest()[:16]
 
 
 def _is_below(key: str, prefixes: Collection[str]) -> bool:

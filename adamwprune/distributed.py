@@ -6,7 +6,7 @@ One process is no special case: every method works, and costs nothing, with a wo
 import datetime
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -45,6 +45,11 @@ class Ranks:
         tensor = torch.tensor(value, dtype=torch.int64)
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return int(tensor)
+
+    def wait_for_all(self) -> None:
+        """Until all ranks are here, or one is lost."""
+        with suppress(RuntimeError):
+            self.largest(0)
 
     def share(self, value: T) -> T:
         """Rank 0's value, on every rank."""

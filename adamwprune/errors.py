@@ -4,6 +4,8 @@ A message is one line that names the key, the value, what is allowed and the fix
 The process ends with the code of the class; docs/exit-codes.md is the user's view.
 """
 
+import signal
+
 
 class RunError(Exception):
     """Base class: a run that cannot start or cannot go on.
@@ -16,10 +18,15 @@ class RunError(Exception):
 
     def __init__(self, *problems: str) -> None:
         super().__init__(*problems)
-        self.problems = problems
+        self.problems = tuple(_one_line(problem) for problem in problems)
 
     def __str__(self) -> str:
         return "; ".join(self.problems)
+
+
+def _one_line(text: str) -> str:
+    """The text as a terminal can show it in a line, whatever was typed or read from a file."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 class SparsityError(RunError):
@@ -88,9 +95,25 @@ class Interrupted(RunError):
     exit_code = 130
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal ended the command where there was nothing to save; what Ctrl-C stops, this stops.
+
+    Args:
+        number: of the signal; Ctrl-C keeps its own exit code.
+    """
+
+    exit_code = 143
+
+    def __init__(self, number: int) -> None:
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        super().__init__(f"{name}: stopped before there was anything to save")
+        if number == signal.SIGINT:
+            self.exit_code = Interrupted.exit_code
+
+
 def exit_code_of(error: BaseException) -> int:
-    """The code of the process that this error ends: a RunError's own, 130 for Ctrl-C, else 1."""
-    if isinstance(error, RunError):
+    """The code of the process that this error ends: its own, 130 for Ctrl-C, else 1."""
+    if isinstance(error, RunError | Stopped):
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return Interrupted.exit_code

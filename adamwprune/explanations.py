@@ -14,7 +14,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
-from adamwprune import targets
+from adamwprune import ranges, targets
+from adamwprune.config import annotation_of
 
 
 def explain(
@@ -38,14 +39,39 @@ def explain(
         full_key = re.search(r"full_key: (\S+)", text)
         return _unknown_key(full_key[1] if full_key else match[1], parsed, known_keys)
     if match := re.search(r"full_key: (\S+)", text):
-        given = next((o.input_line for o in parsed if o.key_or_group == match[1]), match[1])
-        return f"{given}: {_reason(text)}"
+        return _wrong_value(match[1], text, parsed)
     if isinstance(error, yaml.YAMLError):
         return f"a file of the configuration is not YAML: {' '.join(text.split())}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"{_file_with(error.object, parsed, conf_dir)}: not UTF-8 ({error}); save it as UTF-8"
     if isinstance(error, HydraException | OmegaConfBaseException):
         return " ".join(text.split())
     given = " ".join(override.input_line or "" for override in parsed)  # such as model=3
     return f"{given}: {type(error).__name__}: {first_line(error)}"
+
+
+def _file_with(content: bytes, parsed: list[Override], conf_dir: Path) -> str:
+    """The file that was being read, of which Hydra says nothing."""
+    places = next((o.value() for o in parsed if o.key_or_group == "hydra.searchpath"), None)
+    listed = places if isinstance(places, list) else []
+    folders = [conf_dir, *(Path(str(place).strip("'").removeprefix("file://")) for place in listed)]
+    files = (file for folder in folders for file in folder.rglob("*.yaml"))
+    found = next((file for file in files if file.read_bytes().startswith(content)), None)
+    return "a file of the configuration" if found is None else str(found)
+
+
+def _wrong_value(key: str, text: str, parsed: list[Override]) -> str:
+    """A value of another type than the schema's, in the words of its range."""
+    given = next((o for o in parsed if o.key_or_group == key), None)
+    file = re.search(r"In '([^']+)'", text)
+    where = given.input_line if given else f"{key} in {file[1]}.yaml" if file else key
+    annotation = annotation_of(key)
+    if given is None or isinstance(given.value(), dict | list) or annotation is None:
+        value = re.search(r"Value '(.*)' of type", text)
+        words = ranges.violation(annotation, value[1]) if value else None
+        return f"{where}: {f'{value[1]!r} {words}' if value and words else _reason(text)}"
+    words = ranges.violation(annotation, given.value()) or _reason(text)
+    return f"{where}: {words}{ranges.hint(annotation, given.value())}"
 
 
 def _unknown_key(key: str, parsed: list[Override], known_keys: Callable[[], set[str]]) -> str:
@@ -89,7 +115,7 @@ def _nearest_key(key: str, known: set[str]) -> str:
         return (
             f"the chosen {section} option has no {last}"
             if section
-            else "a file needs '# @package _global_' for it"
+            else "a file needs '# @package _global_' for it, in a first line without a byte order mark"
         )
     if (meant := _ALIASES.get(key.rpartition(".")[2])) in known:
         return f"did you mean {meant}?"
@@ -124,13 +150,13 @@ def first_line(error: Exception) -> str:
 
 def _reason(text: str) -> str:
     """The line that says why, without those that say where."""
-    skipped = ("full_key:", "object_type=", "reference_type=", "Error merging override")
-    return next(
-        (line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith(skipped)),
-        text,
-    )
+    skipped = ("full_key:", "object_type=", "reference_type=", "Error merging override", "In '")
+    lines = (line.strip() for line in text.splitlines())
+    return next((line for line in lines if line and not line.startswith(skipped)), " ".join(text.split()))
 
 
-def resolver_message(error: Exception) -> str:
-    """The message of a resolver's own exception, which OmegaConf wraps."""
-    return first_line(error).removeprefix("ValueError raised while resolving interpolation: ")
+def resolver_message(error: OmegaConfBaseException) -> str:
+    """The message of a resolver's own exception, which OmegaConf wraps; one of OmegaConf's with its key."""
+    line = first_line(error)
+    ours = "ValueError raised while resolving interpolation: "
+    return line.removeprefix(ours) if line.startswith(ours) else f"{error.full_key}: {line}"

@@ -6,14 +6,17 @@ the optimizer keeps the state that the criterion scores by (2).
 """
 
 import os
+import shutil
+import socket
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from adamwprune.config import Config, Device, Parallel, Precision, update_steps
-from adamwprune.errors import ConfigError, HardwareError, TrackerError
+from adamwprune.errors import ConfigError, DataError, HardwareError, TrackerError
 from adamwprune.explanations import first_line
 from adamwprune.targets import build
 from adamwprune.trackers.backend import missing_packages
+from adamwprune.trackers.wandb_server import ENVIRONMENT_MODES
 from adamwprune.training.budget import total_steps
 from adamwprune.validation import plan_problems, warmup_problems
 
@@ -33,6 +36,7 @@ def check_machine(config: Config) -> None:
         RunError: the first that fails, with what to type instead.
     """
     check_devices(config)
+    check_compiler(config)
     check_choices(config)
 
 
@@ -53,14 +57,16 @@ def check_choices(config: Config) -> None:
 def check_devices(config: Config) -> None:
     """As many devices of the kind as asked for, and as many ranks as a launcher started."""
     hardware = config.hardware
-    started = int(os.environ.get("WORLD_SIZE", 1))
+    started = _ranks_started()
     if is_rank() and started != hardware.num_devices:
         raise HardwareError(
             f"hardware.num_devices={hardware.num_devices}: but WORLD_SIZE={started} ranks were started; "
             f"start as many, or add hardware.num_devices={started}"
         )
+    _check_launcher(started)
     if hardware.device is Device.cpu:
         return
+    _check_workspace(config)
     import torch  # only where a device has to be looked for
 
     found, has_mps = torch.cuda.device_count(), torch.backends.mps.is_available()
@@ -78,12 +84,105 @@ def check_devices(config: Config) -> None:
     if found < needed:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         where = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible!r})"
+        where += "" if found else f": {_why_no_cuda()}"
         count = "as many" if needed == hardware.num_devices else f"{needed} of them here,"
         raise HardwareError(
             f"hardware.num_devices={hardware.num_devices}: needs {count} CUDA devices, found {found}{where}; "
             "type hardware=cpu instead"
             + (f", or hardware.num_devices={found}" if found else "")
             + _small_gpt2(config)
+        )
+    if hardware.precision is Precision.bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise HardwareError(
+            f"hardware.precision=bf16: {torch.cuda.get_device_name()} has none; use fp32, fp16 or auto"
+        )
+
+
+# What a launcher tells each rank.
+_OF_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+_MEETING = ("MASTER_ADDR", "MASTER_PORT")
+
+
+def _ranks_started() -> int:
+    """How many ranks a launcher says that it has started; 1 where there is none."""
+    for name in (*_OF_RANKS, "MASTER_PORT"):
+        if (value := os.environ.get(name, "0")) and not value.isdecimal():
+            raise HardwareError(f"{name}={value}: must be a number; start ranks with torchrun, or unset it")
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _check_launcher(started: int) -> None:
+    """Whoever is told to be a rank of several is told which, and where they meet."""
+    given = [name for name in _OF_RANKS if name in os.environ]
+    needed = (*_OF_RANKS, *_MEETING) if started > 1 else ("LOCAL_RANK",)
+    missing = [name for name in needed if name not in os.environ]
+    if given and missing:
+        said = " ".join(f"{name}={os.environ[name]}" for name in given)
+        raise HardwareError(
+            f"{said}: {', '.join(missing)} is missing; start ranks with torchrun, which sets all of "
+            f"{', '.join((*_OF_RANKS, *_MEETING))}, or unset them"
+        )
+    if started > 1 and os.environ["RANK"] == "0":
+        _check_meeting_port()
+
+
+def _check_meeting_port() -> None:
+    """Rank 0 listens at MASTER_PORT, but where torchrun does so for it."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return
+    port = int(os.environ["MASTER_PORT"])
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except (OSError, OverflowError) as error:
+            raise HardwareError(
+                f"MASTER_PORT={port}: {getattr(error, 'strerror', error)}; another run may meet there: take "
+                "another port, or start with torchrun --standalone, which takes a free one"
+            ) from None
+
+
+# torch lets deterministic CUDA kernels run with these (and with none: it then chooses by itself).
+_WORKSPACES = (None, ":4096:8", ":16:8")
+
+
+def _check_workspace(config: Config) -> None:
+    """A variable of the user's that contradicts hardware.deterministic is not overwritten."""
+    given = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    if config.hardware.deterministic and given not in _WORKSPACES:
+        raise HardwareError(
+            f"CUBLAS_WORKSPACE_CONFIG={given}: not deterministic; unset it, set it to :4096:8 or :16:8, or "
+            "add hardware.deterministic=false"
+        )
+
+
+def _why_no_cuda() -> str:
+    """In torch's words, such as that the driver is too old."""
+    import torch
+
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: built without CUDA
+        return first_line(error)
+    return "none is visible"
+
+
+def check_compiler(config: Config) -> None:
+    """What torch.compile calls: a C++ compiler for the CPU, a C compiler for the kernels of a GPU.
+
+    Raises:
+        HardwareError: it is not there; torch would say so in the first step.
+    """
+    hardware = config.hardware
+    if not hardware.compile:
+        return
+    is_cpu = hardware.device is Device.cpu
+    variable, usual = ("CXX", ["g++", "clang++"]) if is_cpu else ("CC", ["gcc", "clang"])
+    names = [os.environ[variable]] if os.environ.get(variable) else usual
+    if not any(shutil.which(name) for name in names):
+        raise HardwareError(
+            f"hardware.compile=true: needs a compiler, found no {' or '.join(names)}; install one, name it "
+            f"in {variable}, or use hardware.compile=false"
         )
 
 
@@ -112,6 +211,12 @@ def check_trackers(config: Config) -> None:
     if missing := missing_packages(config.tracker):
         name, line = missing[0]
         raise TrackerError(f"tracker={name}: its package is not installed; {line}, or use tracker=none")
+    asks_environment = config.tracker.get("wandb", {}).get("mode") == "auto"
+    if asks_environment and (mode := os.environ.get("WANDB_MODE", "")) not in ("", *ENVIRONMENT_MODES):
+        raise ConfigError(
+            f"WANDB_MODE={mode}: must be one of {', '.join(ENVIRONMENT_MODES)}; unset it, or give "
+            "tracker.wandb.mode"
+        )
 
 
 def check_weights(config: Config) -> None:
@@ -170,10 +275,7 @@ def check_model(config: Config, data: "Data") -> Sequence[Sequence[int]]:
         raise ConfigError(
             f"model: does not take {data.name}, {tuple(inputs.shape[1:])}: {first_line(error)}"
         ) from None
-    if int(targets.max()) >= outputs.shape[-1]:
-        raise ConfigError(
-            f"model: has {outputs.shape[-1]} outputs, but {data.name} has the label {int(targets.max())}"
-        )
+    _check_samples(data, inputs, targets, outputs.shape[-1])
     prunable, _ = find_prunable(model, include=config.pruning.include, exclude=config.pruning.exclude)
     shapes = NamedShape.of(prunable)
     if config.pruning.scope is not None:
@@ -181,6 +283,25 @@ def check_model(config: Config, data: "Data") -> Sequence[Sequence[int]]:
         scope = build(config.pruning.scope, "pruning.scope", config.allow_targets)
         check_scope(scope, shapes, config.pruning.target_sparsity or 0.0)
     return shapes
+
+
+def _check_samples(data: "Data", inputs: Any, targets: Any, outputs: int) -> None:
+    """Finite inputs, and labels that the model has outputs for."""
+    smallest, largest = int(targets.min()), int(targets.max())
+    if smallest < 0:
+        raise DataError(f"data: {data.name} has the label {smallest}; labels are numbers from 0")
+    if largest >= outputs:
+        raise DataError(
+            f"model: has {outputs} outputs, but {data.name} has the label {largest}; leave out what sets "
+            "model.num_classes or model.vocab_size: the data set them"
+        )
+    is_all = len(data.train) <= len(targets)
+    if data.unit == "images" and (outputs == 1 or (is_all and smallest == largest)):
+        raise DataError(
+            f"data: {data.name} has the one class {smallest}, so there is nothing to learn; give two"
+        )
+    if inputs.is_floating_point() and not bool(inputs.isfinite().all()):
+        raise DataError(f"data: {data.name} has inputs that are NaN or infinite; clean them")
 
 
 def _try(path: str, node: Mapping[str, Any], config: Config, *arguments: Any) -> None:

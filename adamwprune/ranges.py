@@ -7,6 +7,8 @@ torch is imported (adamwprune/targets.py reads it from the source text).
 """
 
 import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -26,21 +28,24 @@ class Range:
         return self.above < value < self.below and self.least <= value <= self.most
 
     def __str__(self) -> str:
-        if math.isfinite(self.least) and math.isfinite(self.below):
-            return f"in [{_number(self.least)}, {_number(self.below)})"
-        if math.isfinite(self.least) and math.isfinite(self.most):
-            return f"from {_number(self.least)} to {_number(self.most)}"
-        if math.isfinite(self.above):
-            return f"> {_number(self.above)} and finite"
-        if math.isfinite(self.least):
-            return f">= {_number(self.least)} and finite"
-        return "finite"
+        low = f"[{_number(self.least)}" if math.isfinite(self.least) else f"({_number(self.above)}"
+        high = f"{_number(self.most)}]" if math.isfinite(self.most) else f"{_number(self.below)})"
+        match low, high:
+            case "(-inf", "inf)":
+                return "finite"
+            case _, "inf)":
+                return f"{'>=' if low[0] == '[' else '>'} {low[1:]} and finite"
+            case "(-inf", _:
+                return f"{'<=' if high[-1] == ']' else '<'} {high[:-1]} and finite"
+        if low[0] == "[" and high[-1] == "]":
+            return f"from {low[1:]} to {high[:-1]}"
+        return f"in {low}, {high}"
 
 
 def _number(value: float) -> str:
     if value == 2**53:
         return "2^53"
-    return str(int(value)) if float(value).is_integer() else f"{value:g}"
+    return str(int(value)) if math.isfinite(value) and float(value).is_integer() else f"{value:g}"
 
 
 def shown(value: Any) -> str:
@@ -74,9 +79,10 @@ def violation(annotation: Any, value: Any) -> str | None:
     origin = get_origin(annotation)
     if origin is Annotated:
         base, *marks = get_args(annotation)
-        return violation(base, value) or next(
-            (f"must be {mark}" for mark in marks if isinstance(mark, Range) and value not in mark), None
-        )
+        bounds = [mark for mark in marks if isinstance(mark, Range)]
+        if kind := violation(base, value):
+            return " ".join((kind, *map(str, bounds)))
+        return next((f"must be {mark}" for mark in bounds if value not in mark), None)
     if origin in (Union, UnionType):
         return _union_violation(get_args(annotation), value)
     if origin is Literal:
@@ -85,6 +91,26 @@ def violation(annotation: Any, value: Any) -> str | None:
     if origin in (list, tuple):
         return _sequence_violation(annotation, value)
     return _plain_violation(annotation, value)
+
+
+def hint(annotation: Any, value: Any) -> str:
+    """What was probably meant by a value that does not fit, as the end of a message; empty where unclear."""
+    number = _percent(value)
+    if number is not None and violation(annotation, number) is None:
+        return f"; did you mean {number:g}?"
+    if isinstance(value, float) and value.is_integer() and violation(annotation, int(value)) is None:
+        return f"; write {int(value)}"
+    return ""
+
+
+def _percent(value: Any) -> float | None:
+    """90 or '90%' as 0.9; None for what nobody gives in percent."""
+    match value:
+        case str() if re.fullmatch(r"\d+(\.\d+)?%", value):
+            return float(value[:-1]) / 100
+        case int() | float() if not isinstance(value, bool) and 2 <= value <= 100:
+            return value / 100
+    return None
 
 
 def _union_violation(members: tuple[Any, ...], value: Any) -> str | None:
@@ -102,7 +128,7 @@ def _sequence_violation(annotation: Any, value: Any) -> str | None:
     if get_origin(annotation) is tuple and arguments[-1] is not Ellipsis:
         if len(value) != len(arguments):
             return f"must have {len(arguments)} values"
-        items = zip(arguments, value, strict=True)
+        items: Iterable[tuple[Any, Any]] = zip(arguments, value, strict=True)
     else:
         items = ((arguments[0], item) for item in value)
     problem = next((p for kind, item in items if (p := violation(kind, item))), None)

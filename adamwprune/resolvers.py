@@ -12,8 +12,9 @@ def grad_accum_steps(global_batch_size: int, micro_batch_size: int, num_devices:
     """Micro batches that each device accumulates per optimizer step.
 
     Raises:
-        ValueError: the global batch is not a multiple of micro batch x devices, or one of these is < 1.
+        ValueError: the global batch is not a multiple of micro batch x devices, or a number is < 1.
     """
+    _check_positive("trainer.global_batch_size", global_batch_size)
     _check_positive("hardware.micro_batch_size", micro_batch_size)
     _check_positive("hardware.num_devices", num_devices)
     steps, rest = divmod(global_batch_size, micro_batch_size * num_devices)
@@ -43,6 +44,7 @@ def micro_batch_size(global_batch_size: int, num_devices: int, most: int) -> int
     Raises:
         ValueError: the global batch cannot be shared evenly between the devices, or a number is < 1.
     """
+    _check_positive("trainer.global_batch_size", global_batch_size)
     _check_positive("hardware.num_devices", num_devices)
     _check_positive("recipe.micro_batch_size", most)
     share, rest = divmod(global_batch_size, num_devices)

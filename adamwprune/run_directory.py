@@ -9,11 +9,15 @@ outputs/<date>/<time>_<model>_<optimizer>/
   checkpoints/    step_00000100/{model.safetensors, training_state.pt, manifest.json}
 """
 
+import errno
 import fcntl
 import importlib.metadata
 import json
+import logging
 import os
+import re
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -25,15 +29,20 @@ from typing import IO, Any
 
 import yaml
 
-from adamwprune.errors import CheckpointError, DiskError
+from adamwprune.errors import CheckpointError, ConfigError, DiskError
+
+log = logging.getLogger(__name__)
 
 RECORD = "run.json"
 SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 MASK_UPDATES = "mask_updates.jsonl"
 SAMPLES = "samples.jsonl"
+_RUN_ID, _NAME = re.compile(r"[0-9a-f]{12}"), re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Seconds for which a lock is tried: others look at it for microseconds.
 LOCK_PATIENCE = 0.5
+# Some network file systems.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 PACKAGES = (
     "adamwprune",
     "torch",
@@ -45,6 +54,36 @@ PACKAGES = (
     "tiktoken",
     "datasets",
 )
+
+
+# Names a folder outside the working directory that may hold runs, such as one on a larger disk.
+OUTPUTS = "ADAMWPRUNE_OUTPUTS"
+
+
+def place_for_runs(given: str, key: str) -> Path:
+    """The folder that `given` leads to: below the working directory, or below the folder that OUTPUTS names.
+
+    Raises:
+        ConfigError: it is elsewhere, by `..`, by its root or by a link.
+        DiskError: a link on the way leads to nothing, such as a disk that is not mounted.
+    """
+    path = Path(given)
+    try:
+        links = (part for part in (path, *path.parents) if part.is_symlink())
+        broken = next((link for link in links if not link.exists()), None)
+        folder = path.resolve()
+    except (OSError, RuntimeError) as error:  # a name that is too long, or links in a circle
+        problem = getattr(error, "strerror", error)
+        raise ConfigError(f"{key}={given}: {problem}; choose another name") from None
+    if broken is not None:
+        raise DiskError(f"{key}={given}: the link {broken} leads to nothing; make what it leads to")
+    roots = [Path.cwd(), *(Path(root).expanduser() for root in filter(None, [os.environ.get(OUTPUTS)]))]
+    if not any(folder.is_relative_to(root.resolve()) for root in roots):
+        raise ConfigError(
+            f"{key}={given}: leads to {folder}, which is not below the working directory; give a folder "
+            f"below it, or allow this one with {OUTPUTS}={folder.parent}"
+        )
+    return folder
 
 
 def claim(directory: Path) -> Path:
@@ -94,10 +133,17 @@ def write_text(file: Path, text: str) -> None:
         temporary.replace(file)
         sync_directory(file.parent)
     except OSError as error:
+        room = room_for(file, len(text.encode()))
         temporary.unlink(missing_ok=True)
         raise DiskError(
-            f"{file}: {error.strerror}; free some space or choose another hydra.run.dir"
+            f"{file}: {error.strerror}; {room}; free some space or choose another hydra.run.dir"
         ) from None
+
+
+def room_for(file: Path, needed: int) -> str:
+    """Needed and free space on the file system of `file`, for a message; needed in bytes."""
+    place = next(folder for folder in file.parents if folder.exists())
+    return f"{needed / 2**20:,.2f} MiB needed, {shutil.disk_usage(place).free / 2**20:,.2f} MiB free"
 
 
 def sync_directory(directory: Path) -> None:
@@ -119,7 +165,7 @@ def read_json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise CheckpointError(f"{file}: not readable as JSON ({error})") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: not a JSON object")
@@ -202,14 +248,17 @@ def resume_overrides(directory: Path, today: list[str]) -> list[str]:
     """
     if (directory / "sweep.jsonl").exists():
         raise CheckpointError(
-            f"resume={directory}: a sweep; resume its jobs one by one, such as {directory / '0'}"
+            f"resume={directory}: a sweep; python train.py -m sweep.resume={directory} runs what is missing, "
+            f"resume={directory / '0'} one of its jobs"
         )
     record = read_json(directory / RECORD) if directory.is_dir() else {}
     if not {"overrides", "sessions", "project", "name"} <= record.keys():
         raise CheckpointError(
             f"resume={directory}: no run there ({RECORD} is missing or not ours); give the folder of a run, "
-            "such as outputs/DATE/TIME_NAME"
+            f"such as {_some_run(directory)}"
         )
+    if problem := record_problem(directory, record):
+        raise CheckpointError(f"resume={directory}: {problem}")
     given = {_key(override) for override in today}
     names = [
         f"{key}={record[field]}"
@@ -223,10 +272,45 @@ def resume_overrides(directory: Path, today: list[str]) -> list[str]:
     return [*own, *names, *today]
 
 
+def _some_run(directory: Path) -> str:
+    """The run that `directory` lies in, such as one of its checkpoints; else the newest below outputs/."""
+    around = [place for place in directory.parents if (place / RECORD).is_file()]
+    newest = sorted(Path("outputs").glob(f"*/*/{RECORD}"), key=lambda file: file.stat().st_mtime)
+    found = [*around, *(file.parent for file in reversed(newest))]
+    return str(shown_path(found[0])) if found else "outputs/DATE/TIME_NAME"
+
+
+def record_problem(directory: Path, record: Mapping[str, Any]) -> str | None:
+    """What of a run's folder was never written by this program; None where nothing is.
+
+    Texts of run.json become names of files and of trackers' runs, and overrides; a file that is a link
+    would be written to wherever it leads.
+    """
+    sessions, overrides = record.get("sessions"), record.get("overrides", [])
+    for part in (directory, *(directory / name for name in ("checkpoints", "trackers", "tensorboard"))):
+        for entry in os.scandir(part) if part.is_dir() else ():
+            if entry.is_symlink():
+                return f"{entry.path} is a link, which no run makes; put in its place what it leads to"
+    strange = f"{RECORD} is not as this program writes it: "
+    if not _RUN_ID.fullmatch(str(record.get("run_id"))):
+        return f"{strange}run_id must be 12 hex digits"
+    for key in ("name", "project", "group"):
+        if record.get(key) is not None and not _NAME.fullmatch(str(record[key])):
+            return f"{strange}{key} must be of A-Z a-z 0-9 . _ -"
+    if not isinstance(record.get("config"), dict):
+        return f"{strange}config must be an object"
+    if not (isinstance(sessions, list) and sessions and all(isinstance(one, dict) for one in sessions)):
+        return f"{strange}sessions must be a list of objects"
+    if not (isinstance(overrides, list) and all(isinstance(one, str) for one in overrides)):
+        return f"{strange}overrides must be a list of texts"
+    return None
+
+
 def lasting(overrides: list[str]) -> list[str]:
     """The overrides that a continued run takes over: not what belongs to one session or to its trust."""
     passing = ("resume", "resume_allow", "allow_targets", "trainer.stop_step", "trainer.max_time", "sweep")
-    return [o for o in overrides if _key(o) not in passing and not _key(o).startswith("hydra")]
+    is_own = {o: _key(o) == "hydra.searchpath" or not _key(o).startswith("hydra") for o in overrides}
+    return [o for o in overrides if _key(o) not in passing and is_own[o]]
 
 
 def _key(override: str) -> str:
@@ -239,17 +323,17 @@ def is_finished(directory: Path) -> bool:
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold the run for this process; the lock ends with the process, however that ends.
+def locked(directory: Path, key: str = "resume") -> Iterator[None]:
+    """Hold the run, or the sweep, for this process; the lock ends with the process, however that ends.
 
     Raises:
-        CheckpointError: another process is running this run.
+        CheckpointError: another process is running it; `key` is what asked for it.
     """
     with (directory / "run.lock").open("a+", encoding="utf-8") as lock:
         if not _take(lock):
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
-            raise CheckpointError(f"resume={directory}: in use by process {holder}; wait for it or stop it")
+            raise CheckpointError(f"{key}={directory}: in use by process {holder}; wait for it or stop it")
         lock.truncate(0)
         lock.write(f"{os.getpid()} on {socket.gethostname()}")
         lock.flush()
@@ -262,7 +346,10 @@ def _take(lock: IO[str]) -> bool:
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                log.warning("%s: no locks on this file system; start no second one on this run", lock.name)
+                return True
             if time.monotonic() >= deadline:
                 return False
             time.sleep(0.01)

@@ -1,95 +1,172 @@
 """Sweeps: every combination of the values given to -m, each as a process of its own.
 
-All jobs are composed and checked before the first starts. A job that raises, exits or is killed
-takes no other with it; the table at the end says which failed. Where a sweep mixes dense and
-pruned arms, the swept `pruning.*` keys do not multiply the dense ones. `hydra/launcher` says
+All jobs are composed and checked before the first starts (sweeps/expansion.py). A job that raises, exits, is
+killed or hangs takes no other with it; the table at the end says which failed and why. `hydra/launcher` says
 where they run (launchers/); Hydra's own launchers would lose all results with one job's.
 
-    multirun/<date>/<time>/sweep.jsonl     one line a finished job
+    multirun/<date>/<time>/sweep.json      what it is: command line, group, jobs (sweeps/record.py)
+                           sweep.jsonl     one line a finished job
                            0/, 1/, ...     the jobs' run folders
                            0.log, ...      their output, where they run side by side
+
+`sweep.resume=DIR` runs what is missing there. Which jobs these are is known by what they compute: a job that
+came to its end is kept, one that has a folder goes on in it, and values that are new make new jobs.
 """
 
-import json
-import math
+import re
+import shlex
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
 from rich.markup import escape
 
 from adamwprune import run_directory
 from adamwprune.callbacks.console import Terminal, format_number
-from adamwprune.composition import compose, given_keys, parse, quoted, to_config
-from adamwprune.config import Config, to_plain
-from adamwprune.errors import ConfigError, Interrupted, Preempted
-from adamwprune.launchers.base import TRAIN, Command, Launcher
+from adamwprune.composition import complete, given_keys, parse, quoted
+from adamwprune.config import Config
+from adamwprune.errors import CheckpointError, ConfigError, Interrupted, Preempted
+from adamwprune.launchers.base import Command, Ending, Launcher, Limits
 from adamwprune.preflight import check_choices, check_machine
 from adamwprune.reporting.sweep_tables import job_table, seed_table
+from adamwprune.room import check_writable
 from adamwprune.signal_handlers import STOP_SIGNALS, handling
-from adamwprune.targets import build
-from adamwprune.validation import MOST_LETTERS
+from adamwprune.sweeps.expansion import Job, expand, machine_key, split_overrides
+from adamwprune.sweeps.outcomes import STOPPED, found, is_complete, outcome
+from adamwprune.sweeps.record import (
+    TRUST,
+    Endings,
+    Planned,
+    Record,
+    key_of,
+    merged,
+    read_endings,
+    read_record,
+    repeated,
+    write_record,
+)
+from adamwprune.track.recorded import is_locked
 
-# Hydra's default: no launcher was chosen.
-_HYDRAS_OWN = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
-_BASIC = {"_target_": "adamwprune.launchers.basic.Basic"}
-STOPPED = (Preempted.exit_code, Interrupted.exit_code)
 
+def run_sweep(today: list[str]) -> int:
+    """Run all jobs, or what is missing of those of `sweep.resume`.
 
-@dataclass(frozen=True)
-class Job:
-    """One combination: its overrides, which of them were swept, and its checked configuration."""
-
-    overrides: tuple[str, ...]
-    swept: tuple[str, ...]
-    config: Config
-
-
-def run_sweep(overrides: list[str]) -> int:
-    """Run all jobs; 0 if all succeeded, 1 if any failed, 75 or 130 if stopped.
+    Returns:
+        0 if all jobs have succeeded, 1 if any has failed, 75 or 130 if they were stopped.
 
     Raises:
-        RunError: a job's configuration or this machine is wrong; no job has been started.
+        RunError: a job's configuration, this machine, or the sweep to continue is wrong; no job was started.
     """
-    jobs, sweep_dir, launcher = expand(*split_overrides(overrides), command_line=overrides)
+    given = given_keys(today).get("sweep.resume")
+    if given is None:
+        jobs, place, launcher = _jobs([], today)
+        _check(jobs, launcher)
+        check_writable(place, "hydra.sweep.dir")
+        directory = run_directory.claim(place)
+        record = Record(repeated(today), _group_name(directory, jobs[0].config), ())
+        with run_directory.locked(directory, "sweep.resume"):
+            return _run(jobs, launcher, directory, record, today)
+    directory = Path(str(given)).expanduser().resolve()
+    read_record(directory)  # before anything is written to a folder that is no sweep's
+    with run_directory.locked(directory, "sweep.resume"):
+        record = read_record(directory)
+        jobs, _, launcher = _jobs(record.overrides, today)
+        _check_group(jobs[0].config, record)
+        missing = [job for job in jobs if not _is_done(job, directory, record)]
+        _check_ended(directory, record)
+        _check(missing, launcher)
+        record = replace(record, overrides=repeated(merged(record.overrides, today)))
+        return _run(jobs, launcher, directory, record, today)
+
+
+def _jobs(stored: Sequence[str], today: list[str]) -> tuple[list[Job], Path, Launcher]:
+    return expand(*split_overrides(complete(merged(stored, today))), command_line=today)
+
+
+def _check(jobs: list[Job], launcher: Launcher) -> None:
+    """Whether the jobs can run here, each kind of them once."""
     launcher.check()
     check = check_machine if launcher.is_here else check_choices
-    for config in {_machine_key(job.config): job.config for job in jobs}.values():
+    for config in {machine_key(job.config): job.config for job in jobs}.values():
         check(config)
-    directory = run_directory.claim(sweep_dir)
+
+
+def _check_group(config: Config, record: Record) -> None:
+    if config.group not in (None, record.group):
+        raise ConfigError(
+            f"group={config.group}: the sweep's is {record.group}, which its jobs have; leave it out"
+        )
+
+
+def _check_ended(directory: Path, record: Record) -> None:
+    """No job of the sweep is still at work, as one may be that saves after the sweep's process was killed."""
+    for job in record.jobs:
+        if is_locked(directory / str(job.number)):
+            raise CheckpointError(
+                f"sweep.resume={directory}: its job {job.number} is still running; wait for it or stop it"
+            )
+
+
+def _is_done(job: Job, directory: Path, record: Record) -> bool:
+    number = record.number_of(job.identity)
+    return number is not None and is_complete(directory / str(number))
+
+
+# ------------------------------------------------------------------------------------ running jobs
+
+
+def _run(jobs: list[Job], launcher: Launcher, directory: Path, record: Record, today: Sequence[str]) -> int:
+    """Run what is missing, and show all."""
     terminal = Terminal(stderr=True)
-    terminal.print(f"sweep of {len(jobs)} jobs in {directory}", highlight=False)
-    results, stop_signal = _run_jobs(jobs, launcher, directory, terminal)
-    Terminal().print(job_table(results, _title(results, len(jobs))))
-    if means := seed_table(results):
-        Terminal().print(means)
-    was_stopped = len(results) < len(jobs) or any(result["exit_code"] in STOPPED for result in results)
-    if stop_signal and was_stopped:
-        return Interrupted.exit_code if stop_signal == signal.SIGINT else Preempted.exit_code
-    return int(any(result["exit_code"] for result in results))
+    record = replace(record, jobs=_numbered(jobs, record))
+    write_record(directory, record)
+    by_number = {number: job for job in jobs if (number := record.number_of(job.identity)) is not None}
+    kept = {number for number, job in by_number.items() if is_complete(directory / str(number))}
+    missing = {number: job for number, job in by_number.items() if number not in kept}
+    also = f", {len(kept)} of which are complete" if kept else ""
+    terminal.print(f"sweep of {len(record.jobs)} jobs in {directory}{also}", highlight=False)
+    with closing(Endings(directory)) as endings:
+        told = read_endings(directory, record)
+        for number in sorted(n for n in kept if n not in told or told[n]["status"] != "finished"):
+            command = _command(by_number[number], number, directory, record.group)
+            endings.append(found(by_number[number], command, directory / str(number)))
+        stop_signal = _run_jobs(missing, len(record.jobs), launcher, directory, record.group, endings)
+    results = read_endings(directory, record)
+    _show([results[number] for number in sorted(results)], len(record.jobs), len(kept))
+    codes = [results[number]["exit_code"] if number in results else None for number in by_number]
+    code = _exit_code(codes, stop_signal)
+    if code:
+        command_line = escape(_continuing(directory, today))
+        terminal.print(f"to run what is missing: {command_line}", highlight=False, soft_wrap=True)
+    return code
+
+
+def _numbered(jobs: Sequence[Job], record: Record) -> tuple[Planned, ...]:
+    """The sweep's jobs, and behind them those that are new."""
+    first = 1 + max((job.number for job in record.jobs), default=-1)
+    new = [job for job in jobs if record.number_of(job.identity) is None]
+    return (*record.jobs, *(Planned(first + i, job.identity, job.swept) for i, job in enumerate(new)))
 
 
 def _run_jobs(
-    jobs: list[Job], launcher: Launcher, directory: Path, terminal: Terminal
-) -> tuple[list[dict[str, Any]], int]:
-    """Outcomes in the order of the jobs, and the signal that stopped them, or 0."""
-    group = _group_name(directory, jobs[0].config)
-    commands = [_command(job, number, directory, group) for number, job in enumerate(jobs)]
+    jobs: Mapping[int, Job],
+    count: int,
+    launcher: Launcher,
+    directory: Path,
+    group: str,
+    endings: Endings,
+) -> int:
+    """Run the jobs and write how each ended; the signal that stopped them, or 0."""
+    commands = [_command(job, number, directory, group) for number, job in jobs.items()]
     received: list[int] = []
     started: dict[int, float] = {}
-    results: dict[int, dict[str, Any]] = {}
 
     def say(number: int, words: str) -> None:
-        terminal.print(f"[bold]job {number + 1}/{len(jobs)}[/bold] {words}", highlight=False)
+        terminal.print(f"[bold]job {number + 1}/{count}[/bold] {words}", highlight=False)
 
     def on_start(command: Command) -> None:
         started[command.number] = time.monotonic()
@@ -99,141 +176,49 @@ def _run_jobs(
         received.append(number)
         launcher.stop(number)
 
+    terminal = Terminal(stderr=True)
     with handling(on_signal, *STOP_SIGNALS):
-        for command, code in launcher.run(commands, on_start):
-            number, seconds = command.number, time.monotonic() - started[command.number]
-            result = results[number] = _outcome(jobs[number], command, directory, code, seconds)
-            with (directory / "sweep.jsonl").open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(result) + "\n")
-            if not launcher.shows_output:
-                say(number, _ending(result, command))
-    return [results[number] for number in sorted(results)], received[0] if received else 0
+        for command, ending in launcher.run(commands, on_start):
+            result = _result(jobs[command.number], command, directory, ending, started)
+            endings.append(result)
+            if result["exit_code"] or not launcher.shows_output:
+                say(command.number, _last_line(result))
+    return received[0] if received else 0
 
 
-def _ending(result: Mapping[str, Any], command: Command) -> str:
-    """How a job ended that wrote to its own file: its loss, or what it said last."""
+def _result(
+    job: Job, command: Command, directory: Path, ending: Ending, started: Mapping[int, float]
+) -> dict[str, Any]:
+    seconds = time.monotonic() - started[command.number]
+    return outcome(job, command, directory / str(command.number), ending, seconds)
+
+
+def _last_line(result: Mapping[str, Any]) -> str:
     if result["exit_code"] == 0:
         loss = format_number("val/loss", result["metrics"]["val/loss"])
         return f"finished in {result['seconds']:.0f} s, val/loss {loss}"
-    lines = [line for line in _read(command.console).splitlines() if line.strip()]
-    last = next((line for line in reversed(lines) if line.startswith("error[")), lines[-1] if lines else "")
-    return f"{result['status']}, exit code {result['exit_code']}: {escape(last or str(command.console))}"
+    return f"{result['status']}, exit code {result['exit_code']}: {escape(result['reason'])}"
 
 
-def _read(file: Path) -> str:
-    return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+def _command(job: Job, number: int, directory: Path, group: str) -> Command:
+    """A job as `python train.py ...`, without what belongs to the sweep; in its folder, if it has one."""
+    folder = directory / str(number)
+    overrides = parse(list(job.overrides))
+    own = [o.input_line or "" for o in overrides if not _is_the_sweeps(o.get_key_element())]
+    is_continued = (folder / run_directory.RECORD).exists()
+    if is_continued:  # run.json has its names
+        names = [f"resume={quoted(folder)}"]
+    else:
+        name = f"run_name={job.config.run_name}-{number}"
+        names = [f"group={group}", name, f"hydra.run.dir={quoted(folder)}"]
+    limits = Limits(job.config.sweep.job_timeout, job.config.sweep.kill_after)
+    console = directory / f"{number}.log"
+    return Command(number, (*own, *names), job.config.hardware, console, limits, is_continued)
 
 
-def split_overrides(overrides: list[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """Swept keys with their values, and the other overrides.
-
-    Raises:
-        ConfigError: a sweep that is no list of values.
-    """
-    swept: dict[str, list[str]] = {}
-    fixed = []
-    for override in parse(overrides):
-        if override.is_sweep_override():
-            swept[override.get_key_element()] = _values(override)
-        else:
-            fixed.append(override.input_line or "")
-    return swept, fixed
-
-
-def _values(override: Override) -> list[str]:
-    if override.is_discrete_sweep():
-        try:
-            return list(override.sweep_string_iterator())
-        except HydraException:
-            raise ConfigError(f"{override.input_line}: glob is not supported; name the options") from None
-    raise ConfigError(
-        f"{override.input_line}: an interval needs a search; give values, as in KEY=1,2,3 or range(1,4)"
-    )
-
-
-def expand(
-    swept: dict[str, list[str]], fixed: list[str], command_line: list[str] | None = None
-) -> tuple[list[Job], Path, Launcher]:
-    """All jobs, composed and checked, dense arms once; the sweep's folder, and what starts them.
-
-    Raises:
-        ConfigError: naming the first job that cannot run.
-    """
-    if "group" in swept:
-        raise ConfigError("group: the jobs of a sweep are one group; give one name")
-    if own := next((key for key in swept if _is_hydras(key)), None):
-        raise ConfigError(f"{own}: belongs to the sweep, not to its jobs; give one value")
-    shared = [o for o in fixed if not _is_pruning_only(o)]  # a dense arm may be the first
-    first = compose([*shared, *(f"{key}={v[0]}" for key, v in swept.items() if not _is_pruning_only(key))])
-    params = dict(first.hydra.sweeper.params or {})
-    given = swept.keys() | given_keys(fixed).keys()  # what the command line says replaces the file's
-    from_file = split_overrides([f"{key}={value}" for key, value in params.items() if key not in given])
-    swept, fixed = from_file[0] | swept, [*fixed, *from_file[1]]
-    if not swept:
-        raise ConfigError("-m: no key has several values; give some, as in seed=1,2,3, or leave out -m")
-    count = math.prod(map(len, swept.values()))
-    if count > first.max_jobs:
-        raise ConfigError(
-            f"-m: {count} jobs are more than max_jobs={first.max_jobs}; add max_jobs={count} if you mean it"
-        )
-    mixes = len(swept.get("pruning", [])) > 1 or len(swept.get("optimizer", [])) > 1
-    unnamed = {} if "run_name" in swept else {"run_name": ""}  # a name alone makes no other run
-    jobs: dict[str, Job] = {}
-    for combination in product(*swept.values()):
-        own = [f"{key}={value}" for key, value in zip(swept, combination, strict=True)]
-        job = _compose_job(own, fixed, command_line, drop_for_dense=mixes)
-        jobs.setdefault(json.dumps({**to_plain(job.config), **unnamed}, sort_keys=True), job)
-    for number, job in enumerate(jobs.values()):
-        if len(f"{job.config.run_name}-{number}") > MOST_LETTERS:
-            raise ConfigError(
-                f"run_name={job.config.run_name}: too long with the job's number -{number}; shorten it"
-            )
-    return list(jobs.values()), Path(first.hydra.sweep.dir).resolve(), _launcher(first)
-
-
-def _launcher(composed: DictConfig) -> Launcher:
-    """What `hydra/launcher` names.
-
-    Raises:
-        ConfigError: it is none of ours, or a key of it is wrong.
-    """
-    node = OmegaConf.to_container(composed.hydra.launcher, resolve=True)
-    assert isinstance(node, dict)
-    return build(_BASIC if node["_target_"] == _HYDRAS_OWN else node, "hydra.launcher")()
-
-
-def _is_hydras(key: str) -> bool:
-    return key.startswith(("hydra.", "hydra/"))
-
-
-def _compose_job(
-    swept: list[str], fixed: list[str], command_line: list[str] | None, *, drop_for_dense: bool
-) -> Job:
-    try:
-        if drop_for_dense:
-            without = [[o for o in part if not _is_pruning_only(o)] for part in (fixed, swept)]
-            choices = compose([*without[0], *without[1]]).hydra.runtime.choices
-            if choices.get("pruning") == "none":
-                fixed, swept = without
-        overrides = [*fixed, *swept]
-        return Job(tuple(overrides), tuple(swept), to_config(compose(overrides), command_line))
-    except ConfigError as error:
-        raise ConfigError(*(f"job {' '.join(swept)}: {problem}" for problem in error.problems)) from None
-
-
-def _is_pruning_only(override: str) -> bool:
-    """`pruning.target_sparsity=0.5` or `pruning/scope=global`: meaningless in a dense arm.
-
-    include and exclude say what is counted, in a dense arm too.
-    """
-    neutral = ("pruning.include", "pruning.exclude")
-    return override.startswith(("pruning.", "pruning/")) and not override.startswith(neutral)
-
-
-def _machine_key(config: Config) -> str:
-    """Equal for jobs that differ in their seed only: one look at the machine and the data serves them all."""
-    plain = {key: value for key, value in to_plain(config).items() if key not in ("seed", "run_name")}
-    return json.dumps({**plain, "data": {**config.data, "seed": None}}, sort_keys=True)
+def _is_the_sweeps(key: str) -> bool:
+    names = ("group", "run_name", "sweep", "hydra.mode", "hydra.sweep.dir", "hydra/launcher")
+    return key in names or key.lstrip("+").startswith(("hydra.launcher", "sweep."))
 
 
 def _group_name(directory: Path, config: Config) -> str:
@@ -241,50 +226,31 @@ def _group_name(directory: Path, config: Config) -> str:
     return config.group or f"sweep_{directory.parent.name}_{directory.name}"
 
 
-def _command(job: Job, number: int, directory: Path, group: str) -> Command:
-    """A job as `python train.py ...`, without what belongs to the sweep."""
-    own = [
-        override.input_line or ""
-        for override in parse(list(job.overrides))
-        if not _is_the_sweeps(override.get_key_element())
-    ]
-    folder = quoted(directory / str(number))
-    names = [f"group={group}", f"run_name={job.config.run_name}-{number}", f"hydra.run.dir={folder}"]
-    return Command(number, (*own, *names), job.config.hardware, directory / f"{number}.log")
+# ------------------------------------------------------------------------------------ at the end
 
 
-def _is_the_sweeps(key: str) -> bool:
-    names = ("group", "run_name", "sweep", "hydra.mode", "hydra.sweep.dir", "hydra/launcher")
-    return key in names or key.lstrip("+").startswith("hydra.launcher")
-
-
-def _outcome(job: Job, command: Command, directory: Path, code: int, seconds: float) -> dict[str, Any]:
-    """One line of sweep.jsonl, from what the job left in its folder."""
-    folder = directory / str(command.number)
-    if (folder / run_directory.RECORD).exists() and not (folder / run_directory.SUMMARY).exists():
-        _close_killed(folder, code)
-    summary = run_directory.read_json(folder / run_directory.SUMMARY)
-    return {
-        "job": command.number,
-        "swept": list(job.swept),
-        "overrides": list(job.overrides),
-        "exit_code": code,
-        "status": summary.get("status", "failed"),
-        "seconds": seconds,
-        "metrics": summary.get("metrics", {}).get("final", {}),
-        "sparsity": summary.get("sparsity", {}).get("achieved"),
-        "directory": str(folder),
-    }
-
-
-def _close_killed(folder: Path, code: int) -> None:
-    """Say in the records and trackers of a job that could not do so itself that it has ended."""
-    command = [sys.executable, "-m", "adamwprune.track", "close", str(folder), f"--exit-code={code}"]
-    subprocess.run(command, cwd=TRAIN.parent, start_new_session=True, check=False)
-
-
-def _title(results: list[dict[str, Any]], count: int) -> str:
+def _show(results: list[dict[str, Any]], count: int, kept: int) -> None:
     failed = sum(result["exit_code"] not in (0, *STOPPED) for result in results)
     stopped = sum(result["exit_code"] in STOPPED for result in results)
-    more = f", {stopped} stopped" if stopped else ""
-    return f"{len(results)} of {count} jobs run, {failed} failed{more}"
+    parts = [f"{len(results)} of {count} jobs run", f"{failed} failed"]
+    parts += [f"{stopped} stopped"] * bool(stopped) + [f"{kept} complete before"] * bool(kept)
+    Terminal().print(job_table(results, ", ".join(parts)))
+    if means := seed_table(results):
+        Terminal().print(means)
+
+
+def _exit_code(codes: Sequence[int | None], stop_signal: int) -> int:
+    """Of the sweep, from those of the jobs; None is a job that was not started."""
+    if stop_signal and any(code is None or code in STOPPED for code in codes):
+        return Interrupted.exit_code if stop_signal == signal.SIGINT else Preempted.exit_code
+    if any(code not in (None, 0, *STOPPED) for code in codes):
+        return 1
+    return Preempted.exit_code if any(codes) else 0
+
+
+def _continuing(directory: Path, today: Sequence[str]) -> str:
+    """The command that runs what is missing; trust is not stored, so it is typed again."""
+    typed = [override for override in today if key_of(override) in TRUST]
+    folder = str(run_directory.shown_path(directory))
+    value = folder if re.fullmatch(r"[\w./-]+", folder) else quoted(folder)
+    return shlex.join(["python", "train.py", "-m", f"sweep.resume={value}", *typed])

@@ -10,8 +10,8 @@ parameters come from the configuration, positional ones are given by code, so th
 
 `problems(node, path)` checks a node without importing it: the signature is read from the source
 text, so a wrong key, type or range is found before torch is imported (1.8 s) and before
-anything is created. Configurations are data: a target must be defined in this package or be
-named, exactly, in `allow_targets` on the command line.
+anything is created. Configurations are data: a target must be defined in this package, where the
+code of its part lies, or be named, exactly, in `allow_targets` on the command line.
 """
 
 import ast
@@ -19,6 +19,7 @@ import difflib
 import functools
 import importlib
 import importlib.util
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,19 @@ from adamwprune import ranges
 from adamwprune.errors import ConfigError
 
 PACKAGE = __name__.partition(".")[0]
+# Where the code of each part lies, and how many positional arguments it is called with. Else a configuration
+# could have any function of ours called, such as one that writes files or runs commands.
+HOMES: Mapping[str, tuple[str, int | None]] = {
+    "data": ("data", 0),
+    "model": ("models", 0),
+    "optimizer": ("optim", 1),
+    "lr_schedule": ("lr_schedules", 2),
+    "pruning": ("pruning", None),  # each part of it has its own
+    "tracker": ("trackers", 0),
+    "hydra": ("launchers", 0),
+}
+# ASCII only: letters that look alike are other letters.
+_DOTTED = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)+")
 
 
 @dataclass(frozen=True)
@@ -51,7 +65,8 @@ def build(node: Mapping[str, Any], path: str, allowed: Collection[str] = ()) -> 
     module_name, _, attribute = name.rpartition(".")
     target = getattr(importlib.import_module(module_name), attribute)
     # By identity: a name that our module only imported from elsewhere is not ours.
-    if name not in allowed and getattr(target, "__module__", None) != module_name:
+    origin = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
+    if name not in allowed and origin != (module_name, attribute):
         raise ConfigError(
             f"{path}._target_={name}: is not defined in {module_name}; name where it is defined"
         )
@@ -73,18 +88,32 @@ def find_targets(tree: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, 
 def problems(node: Mapping[str, Any], path: str, allowed: Collection[str] = ()) -> list[str]:
     """Everything wrong with a node, one line each, found without importing its target."""
     name = node.get("_target_")
-    if not isinstance(name, str) or not name.replace("_", "a").replace(".", "a").isalnum():
-        return [f"{path}._target_={name}: must be a dotted name such as {PACKAGE}.models.lenet.LeNet5"]
-    if name not in allowed and not name.startswith(f"{PACKAGE}."):
-        return [
-            f"{path}._target_={name}: not in this package; if you trust that code, "
-            f"add 'allow_targets=[{name}]' to the command line"
-        ]
+    if not isinstance(name, str) or not _DOTTED.fullmatch(name):
+        shown = name if isinstance(name, str) and name.isascii() and name.isprintable() else ascii(name)
+        return [f"{path}._target_={shown}: must be a dotted name such as {PACKAGE}.models.lenet.LeNet5"]
+    if name not in allowed and (reason := _distrust(name, path)):
+        return [f"{path}._target_={name}: {reason}"]
     try:
-        parameters = read_parameters(name)
+        parameters, needed = read_parameters(name), _positionals(_arguments(name))
     except LookupError as error:
         return [f"{path}._target_={name}: {error.args[0]}"]
+    given = HOMES[path.partition(".")[0]][1]
+    if given is not None and needed > given:
+        return [f"{path}._target_={name}: needs {needed} positional arguments, here it gets {given}"]
     return _key_problems(node, path, parameters)
+
+
+def _distrust(name: str, path: str) -> str | None:
+    """Why a target that nobody allowed may not be called as the part `path`; None where it may."""
+    top, *rest = name.split(".")
+    if top != PACKAGE:
+        return (
+            f"not in this package; if you trust that code, add 'allow_targets=[{name}]' to the command line"
+        )
+    home, _ = HOMES[path.partition(".")[0]]
+    if rest[0] != home or any(part.startswith("_") for part in rest):
+        return f"must be a public name of {PACKAGE}.{home}"
+    return None
 
 
 def _key_problems(node: Mapping[str, Any], path: str, parameters: Mapping[str, Parameter]) -> list[str]:
@@ -111,13 +140,22 @@ def nearest(key: str, names: Collection[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"it has {', '.join(sorted(names)) or 'no keys'}"
 
 
-@functools.cache
 def read_parameters(name: str) -> Mapping[str, Parameter]:
     """The keyword-only parameters of the function or class called `name`, read from its source with ast.
 
     Raises:
         LookupError: no such module, one that is not Python, or it defines no such public function or class.
     """
+    arguments = _arguments(name)
+    return {
+        argument.arg: Parameter(_annotation(argument.annotation), required=default is None)
+        for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    }
+
+
+@functools.cache
+def _arguments(name: str) -> ast.arguments:
+    """The parameters of a function, or of a class's __init__ without self."""
     module_name, _, attribute = name.rpartition(".")
     source = _source_file(module_name)
     if source is None:
@@ -135,11 +173,16 @@ def read_parameters(name: str) -> Mapping[str, Parameter]:
         raise LookupError(f"{module_name} does not define {attribute}; {nearest(attribute, definitions)}")
     definition = definitions[attribute]
     if isinstance(definition, ast.FunctionDef):
-        return _keyword_parameters(definition.args)
+        return definition.args
     for item in definition.body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-            return _keyword_parameters(item.args)
-    return {}
+            return ast.arguments(**{**vars(item.args), "args": item.args.args[1:]})
+    return ast.arguments([], [], None, [], [], None, [])
+
+
+def _positionals(arguments: ast.arguments) -> int:
+    """How many positional arguments must be given."""
+    return len(arguments.posonlyargs) + len(arguments.args) - len(arguments.defaults)
 
 
 def _source_file(module_name: str) -> Path | None:
@@ -156,13 +199,6 @@ def _source_file(module_name: str) -> Path | None:
     stems = [Path(root).joinpath(*rest) for root in roots]
     candidates = [file for stem in stems for file in (stem.with_suffix(".py"), stem / "__init__.py")]
     return next((file for file in candidates if file.is_file()), None)
-
-
-def _keyword_parameters(arguments: ast.arguments) -> Mapping[str, Parameter]:
-    return {
-        argument.arg: Parameter(_annotation(argument.annotation), required=default is None)
-        for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-    }
 
 
 _PLAIN = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "tuple": tuple}

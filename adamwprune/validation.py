@@ -44,7 +44,7 @@ def _range_problems(node: Any, path: str) -> Iterator[str]:
         if dataclasses.is_dataclass(value):
             yield from _range_problems(value, f"{path}{key}.")
         elif not _is_node(annotation) and (words := ranges.violation(annotation, value)):
-            yield f"{path}{key}={shown(value)}: {words}{_percent_hint(annotation, value)}"
+            yield f"{path}{key}={shown(value)}: {words}{ranges.hint(annotation, value)}"
 
 
 def _is_node(annotation: Any) -> bool:
@@ -55,11 +55,6 @@ def _is_node(annotation: Any) -> bool:
     )
 
 
-def _percent_hint(annotation: Any, value: Any) -> str:
-    is_percent = isinstance(value, int | float) and 1 < value < 100 and "below=1" in repr(annotation)
-    return f"; did you mean {value / 100:g}?" if is_percent else ""
-
-
 def _target_problems(config: Config) -> Iterator[str]:
     for group in NODES:
         node = getattr(config, group)
@@ -68,12 +63,20 @@ def _target_problems(config: Config) -> Iterator[str]:
     for path, node in targets.find_targets(
         {**{g: getattr(config, g) for g in NODES}, "tracker": config.tracker}
     ):
-        yield from targets.problems(node, path, config.allow_targets)
+        found = targets.problems(node, path, config.allow_targets)
+        yield from (f"{line}{_of_data(line, config)}" for line in found)
     for path, node in targets.find_targets(dataclasses.asdict(config.pruning), "pruning"):
         yield from targets.problems(node, path, config.allow_targets)
     for name, node in config.tracker.items():
         if not isinstance(node, Mapping) or "_target_" not in node:
             yield f"tracker.{name}: is no tracker; choose none, trackio, wandb, both or '[wandb,trackio]'"
+
+
+def _of_data(problem: str, config: Config) -> str:
+    """Where the model has a wrong value from, if from the data."""
+    key = problem.partition("=")[0].removeprefix("model.")
+    is_theirs = key in config.data and config.data[key] == config.model.get(key)
+    return f"; data.{key} sets it, so choose another data= or model=" if is_theirs else ""
 
 
 def _pruning_problems(config: Config, *, has_plan: bool) -> Iterator[str]:
@@ -167,6 +170,12 @@ def _model_problems(config: Config) -> Iterator[str]:
     if isinstance(width, int) and isinstance(heads, int) and heads > 0 and width % heads:
         fitting = width // heads * heads or heads
         yield f"model.n_embd={width}: must be a multiple of model.n_head={heads}; use {fitting}"
+    length, most = config.data.get("block_size"), config.model.get("block_size")
+    if isinstance(length, int) and isinstance(most, int) and length > most:
+        yield (
+            f"model.block_size={most}: must be at least data.block_size={length}; "
+            f"give both by recipe.block_size"
+        )
 
 
 def _resume_problems(config: Config) -> Iterator[str]:
@@ -182,6 +191,8 @@ MOST_LETTERS = 64  # of a name
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # What Trackio's own files are called; it would refuse such a project when the run has begun.
 _RESERVED_STARTS = ("registry-",)
+# What Windows takes for a device, whatever follows a dot: a project may be looked at there.
+_DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9])(\..*)?", re.IGNORECASE)
 _RESERVED_ENDS = (
     *("_system", "_configs", "_traces", "_artifacts"),
     *("_artifact_versions", "_artifact_aliases", "_artifact_links"),
@@ -201,11 +212,17 @@ def _name_problems(config: Config) -> Iterator[str]:
         if not is_name(value):
             yield (
                 f"{key}={value!r}: must be 1 to 64 of A-Z a-z 0-9 . _ - starting with a letter or digit, "
-                "and none that Trackio keeps for itself (default, registry-..., ..._system and the like)"
+                "and none that Trackio keeps for itself (default, registry-..., ..._system and the like) "
+                "or Windows does (CON, NUL and the like)"
             )
 
 
 def is_name(text: str) -> bool:
     """Whether every tracker and file system takes `text` as it is, and none reserves it."""
-    is_reserved = text == "default" or text.startswith(_RESERVED_STARTS) or text.endswith(_RESERVED_ENDS)
+    is_reserved = (
+        text == "default"
+        or text.startswith(_RESERVED_STARTS)
+        or text.endswith(_RESERVED_ENDS)
+        or _DEVICE.fullmatch(text) is not None
+    )
     return bool(_NAME.fullmatch(text)) and len(text) <= MOST_LETTERS and not is_reserved

@@ -24,9 +24,10 @@ from adamwprune.config import Config
 from adamwprune.distributed import Ranks
 from adamwprune.training.build import build_training
 from adamwprune.training.ledger import Ledger
-from adamwprune.training.loop import run_steps, samples_per_step
+from adamwprune.training.loop import Session, run_steps, samples_per_step
 from adamwprune.training.loop_state import LoopState
 from adamwprune.training.records import Records
+from adamwprune.training.saver import Saver
 from adamwprune.training.signals import stop_requests
 from adamwprune.training.throughput import Throughput
 
@@ -84,9 +85,10 @@ def ours(config: Config, steps: int) -> list[Seconds]:
             device=ALONE.device,
         )
         records = Records(Ledger(directory / run_directory.METRICS), [clock])
-        run_steps(
-            training, LoopState.new(training), records, stop, throughput, directory / "checkpoints", None
-        )
+        saver = Saver(directory / "checkpoints", keep=1, identity={}, sync_records=records.sync)
+        state = LoopState.new(training)
+        run_steps(Session(training, state, records, saver, stop, throughput, directory, None))
+        saver.close()
         records.close(0)
     return clock.ends
 

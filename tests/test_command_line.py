@@ -98,6 +98,49 @@ def test_two_runs_of_one_second_differ_in_name_too(tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("outputs/*/*/run.json"))) == 2
 
 
+def test_runs_lie_below_the_working_directory_or_where_it_is_allowed(tmp_path, monkeypatch):
+    """`..`, an absolute path and a link lead out and are refused; the variable allows the same folder."""
+    work, elsewhere = tmp_path / "work", tmp_path / "elsewhere"
+    work.mkdir(), elsewhere.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.delenv("ADAMWPRUNE_OUTPUTS")
+    (work / "link").symlink_to(elsewhere)
+    for given in ("../elsewhere/run", str(elsewhere / "run"), "link/run"):
+        with pytest.raises(ConfigError, match="ADAMWPRUNE_OUTPUTS"):
+            run_directory.place_for_runs(given, "hydra.run.dir")
+    assert run_directory.place_for_runs("a/../run", "hydra.run.dir") == work / "run"
+    monkeypatch.setenv("ADAMWPRUNE_OUTPUTS", str(elsewhere))
+    assert run_directory.place_for_runs("link/run", "hydra.run.dir") == elsewhere / "run"
+    (work / "gone").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(DiskError, match="leads to nothing"):
+        run_directory.place_for_runs("gone/run", "hydra.run.dir")
+
+
+def test_flags_and_overrides_come_in_any_order(tmp_path, monkeypatch):
+    """KEY=VALUE before -m is a sweep too; the error is that of its second job."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"job optimizer.lr=-1: optimizer.lr=-1: must be > 0"):
+        prepare(["seed=1", "-m", "optimizer.lr=0.1,-1"])
+
+
+def test_a_run_with_options_of_its_own_is_resumed_without_naming_them_again(tmp_path, monkeypatch):
+    """The folder of --config-dir is in run.json."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my" / "experiment").mkdir(parents=True)
+    (tmp_path / "my" / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 7\n")
+    prepare([*IMAGES, "--config-dir", "my", "experiment=mine", "hydra.run.dir=run"])
+    assert to_config(compose([o for o in prepare(["resume=run"]) if "run.dir" not in o])).seed == 7
+
+
+def test_a_resume_of_a_part_of_a_run_names_the_run(tmp_path, monkeypatch):
+    """Its checkpoints folder was given; without any run, the form of a path is said."""
+    monkeypatch.chdir(tmp_path)
+    prepare([*IMAGES, "hydra.run.dir=run"])
+    (tmp_path / "run" / "checkpoints").mkdir()
+    with pytest.raises(CheckpointError, match=r"such as run$"):
+        prepare(["resume=run/checkpoints"])
+
+
 @pytest.mark.parametrize("place", ["nowhere", "."])
 def test_resuming_what_is_no_run_is_exit_5(tmp_path, monkeypatch, place):
     """A missing folder, and one without a run."""
@@ -221,7 +264,7 @@ def test_resume_in_other_spellings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     prepare([*IMAGES, "hydra.run.dir=run"])
     assert "hydra.output_subdir=null" in prepare(["++resume=run"])
-    with pytest.raises(ConfigError, match="cannot continue one run"):
+    with pytest.raises(ConfigError, match="continues one run"):
         prepare(["-m", "resume=run", "seed=1,2"])
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "again.yaml").write_text("# @package _global_\nresume: run\n")

@@ -122,7 +122,8 @@ def test_a_rank_of_torchrun_other_than_0_makes_no_folder(tmp_path, monkeypatch):
     from adamwprune import launch as launch_module
 
     monkeypatch.chdir(tmp_path)
-    for name, value in {"LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2"}.items():
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in {"LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2", **meeting}.items():
         monkeypatch.setenv(name, value)
     calls = []
     monkeypatch.setattr(launch_module, "launch", lambda config, directory, logging: calls.append(config))

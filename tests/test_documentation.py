@@ -211,7 +211,7 @@ def examples(tmp_path_factory) -> Iterator[Path]:
     importlib.invalidate_caches()
     yield directory
     sys.path.remove(str(directory))
-    targets.read_parameters.cache_clear()
+    targets._arguments.cache_clear()
     for name in [name for name in sys.modules if name == "my" or name.startswith("my.")]:
         del sys.modules[name]
 
@@ -559,7 +559,7 @@ def exit_code_problems(text: str) -> list[str]:
     documented = {int(row[0]): set(names(row[1])) for row in table(text) if row[0].isdigit()}
     actual: dict[int, set[str]] = {0: set()}
     for name, item in vars(errors).items():
-        if isinstance(item, type) and issubclass(item, RunError):
+        if isinstance(item, type) and issubclass(item, RunError | errors.Stopped):
             actual.setdefault(item.exit_code, set()).add(name)
     return [
         f"{code}: {documented.get(code)} instead of {actual.get(code)}"

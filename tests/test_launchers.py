@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,12 @@ from hydra.core.config_store import ConfigStore
 from adamwprune.composition import CONF_DIR, compose
 from adamwprune.config import Device, HardwareConfig, register_configs
 from adamwprune.cores import usable_cores
-from adamwprune.errors import ConfigError
-from adamwprune.launchers import base, slots
-from adamwprune.launchers.base import Command
+from adamwprune.errors import ConfigError, Stopped
+from adamwprune.launchers import base, process, slots
+from adamwprune.launchers.base import Command, Ending, Limits
 from adamwprune.launchers.basic import Basic
 from adamwprune.launchers.joblib import Joblib
+from adamwprune.launchers.process import Process, execute, follow_starter
 from adamwprune.launchers.slots import Slots
 from adamwprune.launchers.submitit import SubmititLocal, SubmititSlurm
 from adamwprune.sweep import expand, split_overrides
@@ -95,6 +97,8 @@ def test_jobs_side_by_side_share_the_cores(monkeypatch):
     shares = [places.arguments(job)[1:] for job in jobs]
     assert shares == [("hardware.threads=4",), ("hardware.threads=2",), ()]
     assert Slots([], jobs[:1], most=3).arguments(jobs[0]) == jobs[0].arguments
+    continued = replace(jobs[0], is_continued=True)  # with the threads that it has had
+    assert places.arguments(continued) == continued.arguments
 
 
 def test_devices_are_those_that_this_process_may_use(monkeypatch):
@@ -107,6 +111,130 @@ def test_devices_are_those_that_this_process_may_use(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5")
     assert slots.visible_devices([command(device=Device.auto)]) == ["3", "GPU-5"]
     assert slots.visible_devices([command(device=Device.cpu)]) == []
+
+
+# ------------------------------------------------------------------------------ limits, orphans
+
+SAVING = """
+import signal, sys, time
+def save(number, frame):
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+signal.signal(signal.SIGUSR1, save)
+open(sys.argv[1], "w").close()
+time.sleep(60)
+"""
+DEAF = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open(sys.argv[1], "w").close()
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    """Puts a program in the place of train.py; its first argument is a file that it makes when ready."""
+
+    def install(text):
+        monkeypatch.setattr(process, "TRAIN", tmp_path / "program.py")
+        (tmp_path / "program.py").write_text(text)
+        return tmp_path / "ready"
+
+    return install
+
+
+def await_file(file):
+    deadline = time.monotonic() + 30
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert file.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "limits", "ending"),
+    [
+        (SAVING, Limits(job_timeout=1.0), Ending(75, is_overdue=True)),
+        (DEAF, Limits(job_timeout=1.0, kill_after=0.1), Ending(137, is_overdue=True)),
+        ("import os; os.abort()", Limits(), Ending(134)),
+        ("import sys; sys.exit(3)", Limits(job_timeout=60.0), Ending(3)),
+    ],
+)
+def test_a_job_has_its_time(program, text, limits, ending):
+    """Then it is asked to save, and killed where it does not; one that ends by itself is not overdue."""
+    assert Process([str(program(text))], limits).wait() == ending
+
+
+def test_a_job_that_does_not_stop_is_killed(program):
+    """A stop that is passed on is not waited for longer than kill_after; control: a job that saves."""
+    for text, limits, code in ((DEAF, Limits(kill_after=0.1), 137), (SAVING, Limits(), 75)):
+        ready = program(text)
+        job = Process([str(ready)], limits)
+        await_file(ready)
+        job.ask(signal.SIGTERM)
+        assert job.wait() == Ending(code)
+        ready.unlink()
+
+
+def test_a_job_ends_with_the_sweep_though_another_process_started_it(program):
+    """What submitit's process does on this machine, when the sweep is killed beside it."""
+    leader = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    ready, endings = program(SAVING), []
+    job = Process([str(ready)], Limits(), leader=leader.pid)
+    waiting = threading.Thread(target=lambda: endings.append(job.wait()))
+    waiting.start()
+    await_file(ready)
+    assert endings == []
+    leader.kill()  # and not waited for: it stays a zombie
+    waiting.join(30)
+    leader.wait()
+    assert endings == [Ending(75)]
+
+
+def test_a_cluster_s_warning_asks_to_save(program, tmp_path):
+    """SIGTERM, SIGUSR2 and their like come to the job as SIGUSR1; its output is appended to its file."""
+    ready, console = program(SAVING), tmp_path / "0.log"
+    console.write_text("before\n")
+    sender = threading.Thread(target=lambda: (await_file(ready), os.kill(os.getpid(), signal.SIGUSR2)))
+    sender.start()
+    assert execute([str(ready)], console, Limits(), {}) == Ending(75)
+    sender.join()
+    assert console.read_text() == "before\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl")
+@pytest.mark.parametrize("follows", [True, False])
+def test_a_job_is_told_that_its_starter_was_killed(follows):
+    """SIGKILL for the process that forked it is SIGTERM for the job; control: a job that does not follow."""
+    receiving, sending = os.pipe()
+    starter = os.fork()
+    if starter == 0:
+        os.environ[process.STARTER] = str(os.getpid())
+        if os.fork() == 0:
+            signal.signal(signal.SIGTERM, lambda *_: (os.write(sending, b"told"), os._exit(0)))
+            if follows:
+                follow_starter()
+            os.write(sending, b"ready")
+            time.sleep(2)
+            os._exit(0)
+        time.sleep(60)
+        os._exit(0)
+    os.close(sending)
+    assert os.read(receiving, 5) == b"ready"
+    os.kill(starter, signal.SIGKILL)
+    os.waitpid(starter, 0)
+    assert os.read(receiving, 5) == (b"told" if follows else b"")
+    os.close(receiving)
+
+
+def test_a_job_whose_starter_is_gone_already_does_not_begin(monkeypatch):
+    """The starter died before the job could follow it; without a starter there is nothing to follow."""
+    monkeypatch.setattr(process, "follow_parent", lambda: None)
+    monkeypatch.setenv(process.STARTER, str(os.getpid()))  # which is not our parent
+    with pytest.raises(Stopped):
+        follow_starter()
+    assert process.STARTER not in os.environ
+    follow_starter()
 
 
 # ------------------------------------------------------------------------------- what is chosen

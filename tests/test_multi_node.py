@@ -50,7 +50,7 @@ class Nodes:
                         stdout=console,
                         stderr=console,
                         start_new_session=True,
-                        env={**os.environ, "PYTHONPATH": str(ROOT)},
+                        env={**os.environ, "PYTHONPATH": str(ROOT), "ADAMWPRUNE_OUTPUTS": str(directory)},
                     )
                 )
 

@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adamwprune.ranges import Fraction, NonNegative, Positive, PositiveInt, Range, Seed, violation
+from adamwprune.errors import ConfigError
+from adamwprune.ranges import (
+    Fraction,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    Range,
+    Seed,
+    UnitInterval,
+    hint,
+    violation,
+)
 
 
 @pytest.mark.parametrize(
@@ -37,3 +48,53 @@ def test_membership_is_the_interval(value, low, high):
     """A Range contains exactly what its four bounds say; NaN never."""
     expected = not math.isnan(value) and low < value <= high
     assert (value in Range(above=low, most=high)) == expected
+
+
+@pytest.mark.parametrize(
+    ("bounds", "words"),
+    [
+        ({}, "finite"),
+        ({"above": 0}, "> 0 and finite"),
+        ({"least": 0}, ">= 0 and finite"),
+        ({"most": 1}, "<= 1 and finite"),
+        ({"below": 1}, "< 1 and finite"),
+        ({"least": 0, "below": 1}, "in [0, 1)"),
+        ({"above": 0, "most": 1}, "in (0, 1]"),
+        ({"above": 0, "below": 0.5}, "in (0, 0.5)"),
+        ({"least": 1, "most": 2**53}, "from 1 to 2^53"),
+    ],
+)
+def test_the_words_of_a_range_name_both_bounds(bounds, words):
+    """What is allowed is said whole: an upper bound is not lost."""
+    assert str(Range(**bounds)) == words
+
+
+def test_a_value_of_another_type_is_told_type_and_range():
+    """One line is enough to mend it."""
+    assert violation(PositiveInt, "x") == "must be an integer from 1 to 2^53"
+    assert violation(Positive, None) == "must be a number > 0 and finite"
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "words"),
+    [
+        (Fraction, 90, "; did you mean 0.9?"),
+        (Fraction | None, "90%", "; did you mean 0.9?"),
+        (Fraction, 1.5, ""),
+        (Fraction, "150%", ""),
+        (UnitInterval, True, ""),
+        (PositiveInt, 1e9, "; write 1000000000"),
+        (PositiveInt, 2.5, ""),
+    ],
+)
+def test_a_hint_is_given_only_where_it_fits(annotation, value, words):
+    """Percent and whole floats are meant otherwise; whatever is hinted would be taken."""
+    assert hint(annotation, value) == words
+
+
+@given(st.text())
+def test_a_problem_is_one_printable_line(text):
+    """Whatever was typed or read: no second line, no control character, no lone surrogate."""
+    (problem,) = ConfigError(text).problems
+    assert problem.isprintable()
+    assert text != problem or text.isprintable()

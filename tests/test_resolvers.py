@@ -40,7 +40,7 @@ def test_indivisible_batches_are_refused_with_the_numbers(arguments):
         ("grad_accum_steps", (64, 8, 0), "hardware.num_devices=0: must be >= 1"),
         ("micro_batch_size", (64, 0, 8), "hardware.num_devices=0: must be >= 1"),
         ("micro_batch_size", (64, 2, 0), "recipe.micro_batch_size=0: must be >= 1"),
-        ("micro_batch_size", (0, 2, 8), "trainer.global_batch_size=0 is not a multiple"),
+        ("micro_batch_size", (0, 2, 8), "trainer.global_batch_size=0: must be >= 1"),
     ],
 )
 def test_zero_is_refused_in_words_not_by_a_division(resolver, arguments, message):

@@ -142,7 +142,7 @@ def _track(settings: list[str]) -> None:
 def _become(*words: str) -> None:
     """Print a command of this Python and go on as it: signals and exit code are its own."""
     print(shlex.join([str(shown_path(Path(sys.executable))), *words]), flush=True)
-    os.execv(sys.executable, [sys.executable, *words])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, *words])
 
 
 def _merged(given: Given) -> list[str]:

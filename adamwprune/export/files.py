@@ -211,7 +211,8 @@ def read(file: Path) -> Export:
     try:
         with safe_open(file, framework="pt") as stream:
             metadata = stream.metadata() or {}
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (no mapping)
+            names = stream.keys()
+            tensors = {name: stream.get_tensor(name) for name in names}
     except FileNotFoundError:
         raise CheckpointError(f"{file}: there is no such file") from None
     except (OSError, SafetensorError) as error:

@@ -4,20 +4,23 @@
 """
 
 import importlib.util
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from adamwprune.config import Device, HardwareConfig
 from adamwprune.errors import ConfigError
-from adamwprune.signal_handlers import STOP_SIGNALS, handling
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds that a job may take (None: any), and that it has to leave when it is asked to stop."""
+
+    job_timeout: float | None = None
+    kill_after: float = 120.0
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,16 @@ class Command:
     arguments: tuple[str, ...]
     hardware: HardwareConfig
     console: Path  # where its output goes if other jobs run beside it
+    limits: Limits = Limits()
+    is_continued: bool = False  # a run goes on, with as many threads as it has had so far
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a job ended: with its exit code (128 + n after signal n); whether its time was over."""
+
+    exit_code: int
+    is_overdue: bool = False
 
 
 class Launcher:
@@ -47,18 +60,13 @@ class Launcher:
 
     def run(
         self, commands: Sequence[Command], on_start: Callable[[Command], None]
-    ) -> Iterator[tuple[Command, int]]:
-        """Each command that was started with its exit code (128 + n after signal n), as they end."""
+    ) -> Iterator[tuple[Command, Ending]]:
+        """Each command that was started with its ending, as they end."""
         raise NotImplementedError
 
     def stop(self, number: int) -> None:
         """Pass the signal on to all that runs, and start no more."""
         raise NotImplementedError
-
-
-def argument_list(arguments: Sequence[str]) -> list[str]:
-    """The command line of a job."""
-    return [sys.executable, str(TRAIN), *arguments]
 
 
 def exit_code(code: int) -> int:
@@ -69,20 +77,3 @@ def exit_code(code: int) -> int:
 def wants_cuda(hardware: HardwareConfig, found: int) -> bool:
     """Whether a job takes CUDA devices where `found` are visible."""
     return hardware.device is Device.cuda or (hardware.device is Device.auto and found > 0)
-
-
-def execute(arguments: Sequence[str], console: Path, environment: Mapping[str, str]) -> int:
-    """Run one job from a process that a cluster has started for it; its exit code.
-
-    The signals by which a cluster announces the end of a job reach it as SIGUSR1: save and stop.
-    """
-    with console.open("ab") as output:
-        process = subprocess.Popen(
-            argument_list(arguments), env={**os.environ, **environment}, stdout=output, stderr=output
-        )
-        with handling(lambda number, _: process.send_signal(_meaning(number)), *STOP_SIGNALS, signal.SIGUSR2):
-            return exit_code(process.wait())
-
-
-def _meaning(number: int) -> int:
-    return signal.SIGINT if number == signal.SIGINT else signal.SIGUSR1

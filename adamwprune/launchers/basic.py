@@ -1,9 +1,9 @@
 """One job after the other, on this terminal."""
 
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 
-from adamwprune.launchers.base import Command, Launcher, argument_list, exit_code
+from adamwprune.launchers.base import Command, Ending, Launcher
+from adamwprune.launchers.process import Process
 
 
 class Basic(Launcher):
@@ -12,24 +12,29 @@ class Basic(Launcher):
     shows_output = True
 
     def __init__(self) -> None:
-        self._running: subprocess.Popen[bytes] | None = None
-        self._is_stopped = False
+        self._running: Process | None = None
+        self._asked: int | None = None  # the signal that stops the sweep
 
     def run(
         self, commands: Sequence[Command], on_start: Callable[[Command], None]
-    ) -> Iterator[tuple[Command, int]]:
-        """In their order; each in a session of its own, which no key press reaches."""
+    ) -> Iterator[tuple[Command, Ending]]:
+        """In their order."""
         for command in commands:
-            if self._is_stopped:
+            if self._asked is not None:
                 return
             on_start(command)
-            self._running = subprocess.Popen(argument_list(command.arguments), start_new_session=True)
-            code = self._running.wait()
+            ending = self._start(command).wait()
             self._running = None
-            yield command, exit_code(code)
+            yield command, ending
+
+    def _start(self, command: Command) -> Process:
+        self._running = Process(command.arguments, command.limits)
+        if self._asked is not None:  # it came while the process was started
+            self._running.ask(self._asked)
+        return self._running
 
     def stop(self, number: int) -> None:
         """To the one that runs."""
-        self._is_stopped = True
+        self._asked = number
         if self._running is not None:
-            self._running.send_signal(number)
+            self._running.ask(number)

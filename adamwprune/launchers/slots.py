@@ -77,7 +77,7 @@ class Slots:
 
     def arguments(self, command: Command) -> tuple[str, ...]:
         """The job's command line, with its share of the cores where jobs run side by side."""
-        if self.count == 1 or command.hardware.threads is not None:
+        if self.count == 1 or command.is_continued or command.hardware.threads is not None:
             return command.arguments
         threads = max(1, usable_cores() // (self.count * command.hardware.num_devices))
         return (*command.arguments, f"hardware.threads={threads}")

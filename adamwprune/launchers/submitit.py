@@ -12,12 +12,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from adamwprune.config import Device
 from adamwprune.errors import ConfigError
-from adamwprune.launchers.base import TRAIN, Command, Launcher, execute
+from adamwprune.launchers.base import TRAIN, Command, Ending, Launcher
+from adamwprune.launchers.process import execute
 from adamwprune.launchers.slots import Slots, visible_devices
 from adamwprune.ranges import NonNegativeInt, Positive, PositiveInt
 from adamwprune.signal_handlers import handling
@@ -50,7 +52,7 @@ class SubmititLocal(Launcher):
 
     def run(
         self, commands: Sequence[Command], on_start: Callable[[Command], None]
-    ) -> Iterator[tuple[Command, int]]:
+    ) -> Iterator[tuple[Command, Ending]]:
         """Submit as places and devices become free."""
         slots = Slots(visible_devices(commands), commands, self._n_jobs)
         waiting, taken = list(commands), {}
@@ -75,14 +77,17 @@ class SubmititLocal(Launcher):
 
             executor = submitit.LocalExecutor(folder=_folder(command))
             executor.update_parameters(**self._parameters)
-            job = executor.submit(execute, arguments, command.console, dict(own))
+            job = executor.submit(
+                execute, arguments, command.console, command.limits, dict(own), leader=os.getpid()
+            )
         self._running[job] = command
 
     def stop(self, number: int) -> None:
         """To all that run."""
         self._is_stopped = True
         for job in self._running:
-            os.kill(int(job.job_id), signal.SIGTERM)  # which submitit passes on
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(int(job.job_id), signal.SIGTERM)  # which submitit passes on
 
 
 class SubmititSlurm(Launcher):
@@ -121,6 +126,10 @@ class SubmititSlurm(Launcher):
         setup: list[str],
         additional_parameters: dict[str, Any],
     ) -> None:
+        texts = {"partition": partition, "account": account, "qos": qos, "constraint": constraint}
+        for key, text in {**texts, "comment": comment}.items():
+            if text is not None and not text.isprintable():  # the rest of its lines would be commands
+                raise ConfigError(f"hydra.launcher.{key}={text!a}: must be one line")
         self._cpus, self._gpus = cpus_per_task, gpus_per_node
         self._parameters = {
             "timeout_min": timeout_min,
@@ -148,7 +157,7 @@ class SubmititSlurm(Launcher):
 
     def run(
         self, commands: Sequence[Command], on_start: Callable[[Command], None]
-    ) -> Iterator[tuple[Command, int]]:
+    ) -> Iterator[tuple[Command, Ending]]:
         """Submit all, then wait; `on_start` is called when a job is queued."""
         kinds: dict[tuple[tuple[str, int], ...], list[Command]] = {}
         for command in commands:
@@ -180,7 +189,7 @@ class SubmititSlurm(Launcher):
             executor.update_parameters(name="adamwprune", nodes=1, tasks_per_node=1, **given, **resources)
             try:
                 with executor.batch():
-                    jobs = [executor.submit(execute, c.arguments, c.console, {}) for c in commands]
+                    jobs = [executor.submit(execute, c.arguments, c.console, c.limits, {}) for c in commands]
             except (FailedJobError, FailedSubmissionError) as error:
                 reason = str(error).strip().splitlines()[-1]
                 raise ConfigError(
@@ -208,11 +217,13 @@ def _folder(command: Command) -> Path:
     return command.console.parent / ".submitit"
 
 
-def _outcome(job: Any) -> int:
+def _outcome(job: Any) -> Ending:
     """What `execute` returned; KILLED where it did not come to that."""
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
     try:
-        return int(job.result())
+        ending = job.result()
     except (FailedJobError, UncompletedJobError):
-        return KILLED
+        return Ending(KILLED)
+    assert isinstance(ending, Ending)
+    return ending

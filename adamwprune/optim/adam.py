@@ -28,7 +28,7 @@ def adam(
     return torch.optim.Adam(
         groups,
         lr=lr,
-        betas=tuple(betas),
+        betas=(betas[0], betas[1]),
         eps=eps,
         weight_decay=weight_decay,
         amsgrad=amsgrad,

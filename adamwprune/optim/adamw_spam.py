@@ -31,6 +31,7 @@ from torch.optim import Optimizer
 from adamwprune.optim.cohorts import (
     Cohort,
     Group,
+    Tensors,
     adamw_,
     begin_step,
     cohorts,
@@ -107,7 +108,8 @@ class AdamWSPAM(Optimizer):
 
 
 def _update_(cohort: Cohort, group: Group, *, clips: bool) -> None:
-    grads, (_, beta2) = cohort.grads, group["betas"]
+    grads: Tensors = cohort.grads
+    _, beta2 = group["betas"]
     if clips and group["theta"] is not None:
         grads = clip_spikes(grads, cohort.get("exp_avg_sq"), group["theta"], clip_zero_v=group["clip_zero_v"])
     # torch adds eps to sqrt(v / (1 - beta2^n)); this one comes out as eps added to sqrt(v).
@@ -124,9 +126,7 @@ def warmup_factor(since_reset: int | None, warmup_steps: int) -> float:
     return 1 - 0.99 * (1 + math.cos(math.pi * since_reset / (warmup_steps + 1))) / 2
 
 
-def clip_spikes(
-    grads: list[Tensor], exp_avg_sqs: list[Tensor], theta: float, *, clip_zero_v: bool
-) -> list[Tensor]:
+def clip_spikes(grads: Tensors, exp_avg_sqs: Tensors, theta: float, *, clip_zero_v: bool) -> Tensors:
     """Copies of the gradients with |g| <= sqrt(theta v); where v = 0 as they are, unless clip_zero_v."""
     limits = torch._foreach_mul(exp_avg_sqs, theta)
     torch._foreach_sqrt_(limits)
@@ -137,7 +137,7 @@ def clip_spikes(
     return clamp(grads, limits)
 
 
-def clamp(grads: list[Tensor], limits: list[Tensor]) -> list[Tensor]:
+def clamp(grads: Tensors, limits: Tensors) -> Tensors:
     """Copies of the gradients between -limit and limit; `limits` is used up."""
     clamped = torch._foreach_minimum(grads, limits)
     torch._foreach_neg_(limits)

@@ -27,6 +27,7 @@ from adamwprune.optim.adamw_spam import clamp
 from adamwprune.optim.cohorts import (
     Cohort,
     Group,
+    Tensors,
     adamw_,
     begin_step,
     cohorts,
@@ -132,7 +133,7 @@ def sawtooth(since_reset: int | None, reset_every: int) -> float:
     return max(1e-3, (1 - math.cos(math.pi * since_reset / reset_every)) / 2)
 
 
-def _clip_spikes(cohort: Cohort, theta: float | None) -> list[Tensor]:
+def _clip_spikes(cohort: Cohort, theta: float | None) -> Tensors:
     """Copies of the gradients with |g| <= sqrt(theta (v + 1e-12)); in a tensor's first step, as they are."""
     if theta is None or cohort.step == 1:
         return cohort.grads

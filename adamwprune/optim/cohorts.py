@@ -15,6 +15,8 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 Group = dict[str, Any]
+# What torch's foreach functions take and give.
+Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 # Elements that a step's temporaries have at a time: 1 MiB of float32 stays in a CPU's cache, where
@@ -75,7 +77,7 @@ def split(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     is_plain = all(type(t) in (Tensor, Parameter) and t.is_contiguous() for t in tensors)
     if tensors[0].numel() <= size or not is_plain:
         return iter([tensors])
-    return zip(*(tensor.view(-1).split(size) for tensor in tensors), strict=True)
+    return zip(*(torch.split(tensor.view(-1), size) for tensor in tensors), strict=True)
 
 
 def cohorts(
@@ -107,7 +109,7 @@ def moments_and_maximum(parameter: Tensor) -> dict[str, Any]:
 
 def adamw_(
     cohort: Cohort,
-    grads: list[Tensor],
+    grads: Tensors,
     *,
     lr: float,
     betas: tuple[float, float],

@@ -5,7 +5,7 @@ beforehand, so that a device or number format without such a kernel gets torch's
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -14,9 +14,10 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 Params = Iterable[dict[str, Any]] | Iterable[Tensor]
+Kind = Callable[..., Optimizer]  # a class of optimizers that has fused=
 
 
-def fused(optimizer: type[Optimizer], params: list[dict[str, Any]] | list[Tensor]) -> Literal[True] | None:
+def fused(optimizer: Kind, params: list[dict[str, Any]] | list[Tensor]) -> Literal[True] | None:
     """What to give as `fused=`: True where the kernel takes all parameters, None where it does not."""
     kinds = {(p.device, p.dtype, getattr(p, "device_mesh", None)) for p in parameters(params)}
     return True if all(_has_kernel(optimizer, *kind) for kind in kinds) else None
@@ -30,7 +31,7 @@ def parameters(params: Params) -> list[Tensor]:
 
 
 @functools.cache
-def _has_kernel(optimizer: type[Optimizer], device: torch.device, dtype: torch.dtype, mesh: Any) -> bool:
+def _has_kernel(optimizer: Kind, device: torch.device, dtype: torch.dtype, mesh: Any) -> bool:
     number = torch.zeros(1, device=device, dtype=dtype)
     if mesh is not None:  # FSDP's rows: torch has no such kernel of SGD
         from torch.distributed.tensor import DTensor, Shard

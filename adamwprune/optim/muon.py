@@ -69,7 +69,7 @@ class Muon(Optimizer):
             raise ConfigError(
                 "optimizer=muon: the model has no hidden weight with two dimensions; choose optimizer=adamw"
             )
-        self._parts = {
+        self._parts: dict[str, Optimizer] = {
             "muon": torch.optim.Muon(
                 matrices,
                 lr=lr,
@@ -84,7 +84,7 @@ class Muon(Optimizer):
             self._parts["adamw"] = torch.optim.AdamW(
                 rest,
                 lr=adam_lr,
-                betas=tuple(betas),
+                betas=(betas[0], betas[1]),
                 eps=eps,
                 weight_decay=weight_decay,
                 fused=fused(torch.optim.AdamW, rest),
@@ -103,19 +103,24 @@ class Muon(Optimizer):
         return loss
 
 
+def _named(groups: Iterable[Group] | Iterable[Tensor]) -> list[Group]:
+    """The groups, and one of the tensors that are in none."""
+    given = list(groups)
+    named = [item for item in given if isinstance(item, dict)]
+    loose = [item for item in given if not isinstance(item, dict)]
+    return [*named, {"name": "all", "params": loose}] if loose else named
+
+
 def _split(groups: Iterable[Group] | Iterable[Tensor]) -> Iterator[Group]:
     """Each group's hidden matrices, then its other parameters, as groups that say who steps them."""
-    groups = list(groups)
-    if not isinstance(groups[0], dict):
-        groups = [{"name": "all", "params": groups}]
-    for group in groups:
+    for group in _named(groups):
         params = list(group["params"])
         roles = group.get("roles", ["hidden"] * len(params))
         is_matrix = [p.ndim == 2 and role == "hidden" for p, role in zip(params, roles, strict=True)]
         for algorithm, wanted in (("muon", True), ("adamw", False)):
             chosen = [i for i, found in enumerate(is_matrix) if found is wanted]
             if chosen:
-                parallel = {
+                parallel: Group = {
                     key: [group[key][i] for i in chosen]
                     for key in ("params", "names", "roles")
                     if key in group

@@ -23,7 +23,7 @@ def param_groups(model: nn.Module, *, weight_decay: float, decay_embeddings: boo
     Frozen parameters are left out. Each group carries its `name`, and the `names` and `roles` of its
     parameters in their order.
     """
-    groups = {
+    groups: dict[str, dict[str, Any]] = {
         "decay": {"name": "decay", "weight_decay": weight_decay, "params": [], "names": [], "roles": []},
         "no_decay": {"name": "no_decay", "weight_decay": 0.0, "params": [], "names": [], "roles": []},
     }

@@ -30,6 +30,7 @@ from torch.optim import Optimizer
 from adamwprune.optim.cohorts import (
     Cohort,
     Group,
+    Tensors,
     adamw_,
     begin_step,
     cohorts,
@@ -138,7 +139,7 @@ def _new_state(parameter: Tensor) -> dict[str, Any]:
     return {**moments(parameter), "norm_step": 0, **means}
 
 
-def _clip(grads: list[Tensor], cohort: Cohort, group: Group) -> list[Tensor]:
+def _clip(grads: Tensors, cohort: Cohort, group: Group) -> Tensors:
     """AdaClip: entries above the usual largest entry are scaled down to it."""
     if group["gamma3"] is None:
         return grads
@@ -148,7 +149,7 @@ def _clip(grads: list[Tensor], cohort: Cohort, group: Group) -> list[Tensor]:
     return [_clipped(*each) for each in zip(grads, limits, shrinks, strict=True)]
 
 
-def _largest_entries(grads: list[Tensor]) -> list[Tensor]:
+def _largest_entries(grads: Tensors) -> Tensors:
     """Largest |g| of each tensor; 17 times as fast as the infinite norm on a CPU."""
     lows, highs = zip(*map(torch.aminmax, grads), strict=True)
     return torch._foreach_maximum(highs, torch._foreach_neg(lows))
@@ -161,7 +162,7 @@ def _clipped(grad: Tensor, limit: Tensor, shrink: Tensor) -> Tensor:
     return clipped
 
 
-def _normalize(grads: list[Tensor], cohort: Cohort, group: Group, decay: float) -> list[Tensor]:
+def _normalize(grads: Tensors, cohort: Cohort, group: Group, decay: float) -> Tensors:
     """AdaGN: each tensor gets its usual norm over the root of its usual squared norm."""
     if group["gamma1"] is None:
         return grads
@@ -179,7 +180,7 @@ def _normalize(grads: list[Tensor], cohort: Cohort, group: Group, decay: float) 
     return grads
 
 
-def _running_mean(cohort: Cohort, name: str, values: list[Tensor], decay: float) -> list[Tensor]:
+def _running_mean(cohort: Cohort, name: str, values: Tensors, decay: float) -> Tensors:
     """Take the values in and return the means without the bias of their start at 0."""
     means = cohort.get(name)
     torch._foreach_lerp_(means, values, 1 - decay)

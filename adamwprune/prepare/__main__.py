@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adamwprune.command_line import Parser, exit_codes, with_config_dir
-from adamwprune.composition import complete, compose, given_keys
+from adamwprune.composition import complete, compose, trusted
 from adamwprune.errors import ConfigError
 from adamwprune.explanations import resolver_message
 from adamwprune.targets import build, problems
@@ -56,7 +56,7 @@ def data_node(composed: DictConfig, overrides: list[str]) -> tuple[dict[str, Any
     Raises:
         ConfigError: a key or a value is wrong.
     """
-    allowed = given_keys(overrides).get("allow_targets") or []
+    allowed = trusted(overrides)
     try:
         node = OmegaConf.to_container(composed.data, resolve=True)
     except OmegaConfBaseException as error:

@@ -73,7 +73,7 @@ class SparsityCounter:
             counts = np.array([_count_on_cpu(tensor) for tensor in shares])
         else:
             counts = torch.stack([torch.count_nonzero(tensor) for tensor in shares]).cpu().numpy()
-        return self.shards.sum(counts).tolist()
+        return [int(count) for count in self.shards.sum(counts)]
 
 
 def _count_on_cpu(tensor: Tensor) -> int:

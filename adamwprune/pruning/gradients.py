@@ -23,7 +23,7 @@ from adamwprune.pruning.layout import (
     small_conversions,
     zero_pruned_,
 )
-from adamwprune.pruning.sharding import local, shards_of
+from adamwprune.pruning.sharding import is_sharded, local, shards_of
 
 Pair = tuple[Tensor, Tensor | None]
 
@@ -48,8 +48,8 @@ def mask_and_norm_(gradients: Iterable[Pair]) -> Tensor:
     pairs = list(gradients)
     if not all(gradient.is_cpu for gradient, _ in pairs):
         return _mask_and_norm_by_tensor_(pairs)
-    sharded = [pair for pair in pairs if _is_sharded(pair[0])]
-    whole = [pair for pair in pairs if not _is_sharded(pair[0])]
+    sharded = [pair for pair in pairs if is_sharded(pair[0])]
+    whole = [pair for pair in pairs if not is_sharded(pair[0])]
     with small_conversions(), np.errstate(invalid="ignore"):  # 0 * inf is meant
         own, shared = _sum_of_squares_(sharded), _sum_of_squares_(whole)
     total = shards_of(gradient for gradient, _ in sharded).sum(np.array([own]))[0] + shared
@@ -59,7 +59,7 @@ def mask_and_norm_(gradients: Iterable[Pair]) -> Tensor:
 def norm_of(gradients: list[Tensor]) -> Tensor:
     """The L2 norm of gradients together, whole or sharded: a scalar, the same on all ranks."""
     norm = torch.nn.utils.get_total_norm(gradients)
-    return norm.full_tensor() if _is_sharded(norm) else norm
+    return norm.full_tensor() if is_sharded(norm) else norm
 
 
 def _sum_of_squares_(pairs: Iterable[Pair]) -> float:
@@ -128,7 +128,3 @@ def _mask_and_norm_by_tensor_(pairs: list[Pair]) -> Tensor:
         if mask is not None:
             local(gradient).mul_(mask)
     return norm_of([gradient for gradient, _ in pairs])
-
-
-def _is_sharded(tensor: Tensor) -> bool:
-    return hasattr(tensor, "placements")

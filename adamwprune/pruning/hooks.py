@@ -49,4 +49,4 @@ def _unscale_(optimizer: Optimizer) -> None:
     if scale is not None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         torch._foreach_div_([p.grad for p in parameters if p.grad is not None], scale)
-        optimizer.grad_scale = None
+        optimizer.grad_scale = None  # type: ignore[attr-defined] # an attribute of GradScaler's own

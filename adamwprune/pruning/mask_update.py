@@ -154,7 +154,8 @@ def _changes(before: Tensor, after: Tensor, reference: Tensor, shards: Shards) -
     size, lived, lives = live.size, np.count_nonzero(was_live), np.count_nonzero(live)
     stayed = np.count_nonzero(was_live & live)
     in_any, in_both = live | by_magnitude, live & by_magnitude  # live by one of the two, by each of them
-    has_weights = live.reshape(*live.shape[:2], math.prod(live.shape[2:])).any(2)  # (rows, columns)
+    kernels = live.reshape((*live.shape[:2], math.prod(live.shape[2:])))
+    has_weights: np.ndarray = np.any(kernels, axis=2)  # (rows, columns)
     counts = shards.sum(
         np.array(
             [
@@ -165,12 +166,13 @@ def _changes(before: Tensor, after: Tensor, reference: Tensor, shards: Shards) -
                 size - np.count_nonzero(in_both),
                 lived - np.count_nonzero(was_live & in_any),
                 lived - np.count_nonzero(was_live & in_both),
-                np.count_nonzero(~has_weights.any(1)),
+                np.count_nonzero(~np.any(has_weights, axis=1)),
             ]
         )
     )
-    live_columns = shards.sum(has_weights.any(0).astype(np.int64))
-    return _Changes(*counts.tolist(), dead_columns=int(np.count_nonzero(live_columns == 0)))
+    live_columns = shards.sum(np.any(has_weights, axis=0).astype(np.int64))
+    dead_columns = np.count_nonzero(live_columns == 0)
+    return _Changes(*(int(count) for count in (*counts, dead_columns)))
 
 
 def _share(part: int, total: int) -> float:

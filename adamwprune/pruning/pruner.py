@@ -194,7 +194,7 @@ class Pruner(SparsityCounter):
         compared = time.perf_counter()
         thresholds = self._mode.choose_(ranking, sparsity, self.plan.progress(due))
         self.masks.recount()
-        thresholds = [float(threshold) for threshold in thresholds]  # from their device
+        highest = [float(threshold) for threshold in thresholds]  # from their device
         unseen = ranking.count_unseen()
         self._mode.apply_()
         finished = time.perf_counter()
@@ -210,7 +210,7 @@ class Pruner(SparsityCounter):
             planned=sparsity,
             layer_unseen=unseen,
             counts=self.counts(),
-            thresholds=dict(zip(firsts, thresholds, strict=True)),
+            thresholds=dict(zip(firsts, highest, strict=True)),
             milliseconds=1e3 * (finished - compared),
             comparing=compared - started,
         )

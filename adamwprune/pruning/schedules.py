@@ -75,8 +75,9 @@ def default_update_every(start_step: int, end_step: int) -> int:
 class Plan:
     """Sparsity at every step of a run: a schedule between two sparsities within a window.
 
-    s(t) = (1 - f) * initial_sparsity + f * target_sparsity, f = schedule(progress of t), at the
-    updates start_step, +update_every, ..., and always end_step; sparsity holds in between.
+    s(t) = initial_sparsity + f * (target_sparsity - initial_sparsity), f = schedule(progress of t), at the
+    updates start_step, +update_every, ..., and always end_step; sparsity holds in between. In floating
+    point, too, it never falls and ends at the target: a weight pruned too many could not return.
     A sparsity that is positive before the window is reached at step 0.
     """
 
@@ -131,7 +132,8 @@ class Plan:
     def sparsity(self, step: int) -> float:
         """s(t) of an update that follows step `step`."""
         share = self.schedule(self.progress(step))
-        return (1.0 - share) * self.initial_sparsity + share * self.target_sparsity
+        reached = self.initial_sparsity + share * (self.target_sparsity - self.initial_sparsity)
+        return self.target_sparsity if share == 1.0 else min(reached, self.target_sparsity)
 
     def updates(self) -> list[int]:
         """The steps that masks are updated after; 0 is before the first optimizer step."""

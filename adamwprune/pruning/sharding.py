@@ -6,7 +6,7 @@ added up, so that all processes know the same threshold. One process alone is no
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from adamwprune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,18 @@ class Shards:
 ALONE = Shards()
 
 
+def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Whether it is a DTensor; asked without importing that module, which takes its time."""
+    return hasattr(tensor, "placements")
+
+
 def shards_of(parameters: Iterable[Tensor]) -> Shards:
     """How the parameters are spread: the same way all of them, or not at all.
 
     Raises:
         ConfigError: another sharding than by rows, Shard(0), over one mesh of one dimension.
     """
-    layouts = {(p.device_mesh, p.placements) if hasattr(p, "placements") else None for p in parameters}
+    layouts = {(p.device_mesh, p.placements) if is_sharded(p) else None for p in parameters}
     if layouts <= {None}:
         return ALONE
     layout = layouts.pop()
@@ -80,12 +88,13 @@ def shards_of(parameters: Iterable[Tensor]) -> Shards:
 
 def local(tensor: Tensor) -> Tensor:
     """This process's rows of a tensor, sharing its memory; the tensor itself where it is whole."""
-    return tensor.detach().to_local() if hasattr(tensor, "placements") else tensor.detach()
+    values = tensor.detach()
+    return values.to_local() if is_sharded(values) else values
 
 
 def share(tensor: Tensor, shards: Shards) -> Tensor:
     """This process's part of a sum over all: its rows; the first process has tensors that are not spread."""
-    return local(tensor) if hasattr(tensor, "placements") or shards.rank == 0 else local(tensor)[:0]
+    return local(tensor) if is_sharded(tensor) or shards.rank == 0 else local(tensor)[:0]
 
 
 def local_rows(rows: int, shards: Shards) -> slice:
@@ -97,7 +106,7 @@ def local_rows(rows: int, shards: Shards) -> slice:
 
 def whole(rows: Tensor, like: Tensor) -> Tensor:
     """The whole tensor from every process's rows; `like` is the parameter that they belong to."""
-    if not hasattr(like, "placements"):
+    if not is_sharded(like):
         return rows
     from torch.distributed.tensor import DTensor
 

@@ -15,11 +15,11 @@ tensor of the parameter's shape, a number, or a function of a slice.
 import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from adamwprune.errors import CheckpointError, ConfigError
 from adamwprune.pruning.sharding import Shards, local, local_rows, own_rows, whole
@@ -45,7 +45,7 @@ class Sources:
     """
 
     def __init__(
-        self, wanted: Sequence[str], parameters: Mapping[str, Tensor], state: StateView, shards: Shards
+        self, wanted: Sequence[str], parameters: Mapping[str, Parameter], state: StateView, shards: Shards
     ) -> None:
         if "shuffled_exp_avg_sq" in wanted and not shards.is_alone:
             raise ConfigError(
@@ -99,7 +99,9 @@ class Sources:
             mask: of the same rows; it says what lives.
         """
         parameter = self._parameters[name]
-        values: dict[str, Any] = {**self._state.read(parameter), "grad": parameter.grad}
+        values = self._state.read(parameter)
+        if parameter.grad is not None:
+            values["grad"] = parameter.grad
         sources: dict[str, Source] = {key: _local(value, parameter.shape) for key, value in values.items()}
         sources |= {total: tensors[name] for total, tensors in self._accumulated.items()}
         sources |= {"weight": weight.detach(), "salt": zlib.crc32(name.encode())}
@@ -107,7 +109,9 @@ class Sources:
         offset = first_row * math.prod(parameter.shape[1:])
         sources["index"] = lambda part: _index(part, mask) + offset
         if "shuffled_exp_avg_sq" in wanted:
-            sources["shuffled_exp_avg_sq"] = _shuffled(sources["exp_avg_sq"], mask)
+            moments = sources["exp_avg_sq"]
+            assert isinstance(moments, Tensor)
+            sources["shuffled_exp_avg_sq"] = _shuffled(moments, mask)
         return {want: sources[want] for want in wanted}
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
@@ -162,7 +166,7 @@ def entries(tensor: Tensor, part: slice) -> Tensor:
     return rows[start - first * width : stop - first * width]
 
 
-def _local(value: Any, shape: torch.Size) -> Source:
+def _local(value: Tensor | float, shape: torch.Size) -> Tensor | float:
     """This process's rows of a state tensor of the weight's shape; anything else as it is."""
     if isinstance(value, Tensor) and value.ndim and value.shape == shape:
         return local(value)

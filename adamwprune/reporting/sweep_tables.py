@@ -5,14 +5,18 @@ One column a swept key, by its last part (`target_sparsity`) unless two keys end
 
 import re
 import statistics
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from adamwprune.callbacks.console import format_number
 
+# Letters of a job's reason in the table.
+_REASON = 60
 # The score of a job: the first of these that it has.
 _SCORES = ("test/accuracy", "test/perplexity", "val/accuracy", "val/perplexity")
 
@@ -20,20 +24,17 @@ Result = Mapping[str, Any]
 
 
 def job_table(results: Sequence[Result], title: str) -> Table:
-    """One line a job: its choices, score and achieved sparsity, how it ended, seconds."""
+    """One line a job: its choices, score and achieved sparsity, how it ended and why, seconds."""
     columns = _columns(results)
     score = _score_name(results)
     table = _table(title, ("job", *columns.values(), score, "sparsity", "outcome", "seconds"))
     for result in results:
-        outcome = (
-            "finished" if result["exit_code"] == 0 else f"{result['status']}, exit code {result['exit_code']}"
-        )
         table.add_row(
             str(result["job"]),
             *_choices(result, columns),
             format_number(score, result["metrics"][score]) if score in result["metrics"] else "",
             "" if result["sparsity"] is None else format_number("sparsity", result["sparsity"]),
-            outcome,
+            _outcome(result),
             f"{result['seconds']:.0f}",
         )
     return table
@@ -64,6 +65,14 @@ def seed_table(results: Sequence[Result]) -> Table | None:
             ", ".join(sorted({format_number("sparsity", job["sparsity"]) for job in finished})),
         )
     return table
+
+
+def _outcome(result: Result) -> str:
+    """How a job ended, with the beginning of the reason; sweep.jsonl has all of it."""
+    if result["exit_code"] == 0:
+        return "finished"
+    reason = textwrap.shorten(result["reason"], _REASON, placeholder=" ...")
+    return escape(f"{result['status']}, exit code {result['exit_code']}: {reason}")
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from adamwprune.command_line import Parser, exit_codes
-from adamwprune.composition import CONF_DIR, given_keys
+from adamwprune.composition import CONF_DIR, trusted
 from adamwprune.errors import ConfigError
 
 # Options of conf/tracker that are one tracker each.
@@ -209,7 +209,7 @@ def main(arguments: list[str]) -> int:
     overrides = [argument for argument in arguments if argument.startswith(OVERRIDES)]
     given = parser().parse_args([argument for argument in arguments if argument not in overrides])
     # As for train.py: only a command line may trust code outside this package.
-    given.allowed = given_keys(overrides).get("allow_targets", [])
+    given.allowed = trusted(overrides)
     given.overrides = [override for override in overrides if override.startswith("tracker.")]
     if given.overrides and given.command not in (_replay, _import_wandb):
         raise ConfigError(f"{given.overrides[0]}: only replay and import-wandb take keys of a tracker")

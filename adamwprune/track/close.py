@@ -55,7 +55,7 @@ def close(directory: Path, exit_code: int = SIGKILLED, allowed: Collection[str] 
     trackers = patient_trackers(tracker_options(run.directory), run, allowed)
     with locked(run.directory):
         _alert(run, exit_code)
-        summary = _summary(run, exit_code)
+        summary = summary_of_rows(run, exit_code)
         summary["trackers"] = fill(trackers, run, summary)
         write_json(run.directory / SUMMARY, summary)
     return summary
@@ -74,7 +74,7 @@ def _title(exit_code: int) -> str:
     return f"{how}, exit code {exit_code}"
 
 
-def _summary(run: RunInfo, exit_code: int) -> dict[str, Any]:
+def summary_of_rows(run: RunInfo, exit_code: int) -> dict[str, Any]:
     """summary.json as far as the rows tell: nothing was counted from weights, nothing is final."""
     ledger = run.directory / METRICS
     rows = list(read_rows(ledger, void=voided(ledger)))

@@ -14,7 +14,7 @@ from typing import Any
 
 from adamwprune.callbacks.base import RunInfo
 from adamwprune.errors import CheckpointError
-from adamwprune.run_directory import METRICS, RECORD, SUMMARY, read_json, shown_path
+from adamwprune.run_directory import METRICS, RECORD, SUMMARY, read_json, record_problem, shown_path
 from adamwprune.targets import build
 from adamwprune.trackers.backend import STATES, state_file
 from adamwprune.trackers.mirror import Mirror
@@ -73,6 +73,8 @@ def read_record(directory: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{directory}: {what}; give the folder of a run, such as outputs/DATE/TIME_NAME"
         )
+    if problem := record_problem(directory, record):
+        raise CheckpointError(f"{directory}: {problem}")
     return record
 
 

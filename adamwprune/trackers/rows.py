@@ -56,7 +56,7 @@ def read_entries(
         if end.line in void or not isinstance(values.get("step"), int):
             continue
         step, time, event = values.pop("step"), values.pop("time", 0.0), values.pop("event", None)
-        if event == "alert":
+        if event == "alert" and values.keys() == set(Alert._fields):
             yield AlertEntry(end, step, time, Alert(**values))
         elif event is None:
             yield Entry(end, step, time, {key: from_json(value) for key, value in values.items()})
@@ -73,7 +73,7 @@ def voided(ledger: Path) -> frozenset[int]:
     seen: list[tuple[int, int]] = []  # line, step
     for end, values in _lines(ledger, BEGINNING):
         step = values.get("step")
-        if values.get("event") == "rewind":
+        if values.get("event") == "rewind" and isinstance(step, int):
             void |= {line for line, before in seen if before > step}
         elif isinstance(step, int):
             seen.append((end.line, step))
@@ -110,7 +110,7 @@ def _lines(ledger: Path, start: Position) -> Iterator[tuple[Position, dict[str, 
             offset, line = offset + len(text), line + 1
             try:
                 values = json.loads(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 values = None
             yield Position(offset, line), values if isinstance(values, dict) else {}
 

@@ -50,7 +50,12 @@ def line_of(stored: str | None, run_id: str) -> int:
 
 
 def _values(metrics: str | bytes) -> dict[str, Any]:
-    return {key: from_json(value) for key, value in json.loads(metrics).items()}
+    """The values of a row; none of one that no program of ours has written."""
+    try:
+        values = json.loads(metrics)
+    except (ValueError, TypeError, RecursionError):
+        return {}
+    return {key: from_json(value) for key, value in values.items()} if isinstance(values, dict) else {}
 
 
 def schema_version(database: Path) -> int:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from adamwprune.callbacks.base import Callback, Row, RunInfo
+from adamwprune.credentials import redacted
 from adamwprune.ranges import Positive
 from adamwprune.run_directory import METRICS, shown_path
 from adamwprune.trackers.backend import Backend, environment, first_line, public_config, recorded_facts
@@ -252,13 +253,14 @@ class WandB(Backend):
         return has_begun and not _is_agent()
 
     def _describe(self, mode: str, reason: str) -> None:
+        reason = redacted(reason)  # an address may have a password
         for key in ("reason", "sync", "upload", "url"):  # of the session before
             self.facts.pop(key, None)
         self.facts.update(mode=mode)
         if mode != "disabled":
             self.facts.update(path=self._run.settings.sync_dir)
         if mode == "online":
-            self.facts.update(url=self._run.url, upload="unverified")
+            self.facts.update(url=redacted(self._run.url), upload="unverified")
         if mode == "offline":
             self.facts.update(reason=reason, sync=self._sync_command())
         if _is_agent():

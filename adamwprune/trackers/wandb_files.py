@@ -75,8 +75,10 @@ def fragments(directory: Path, run_id: str | None = None) -> list[Path]:
         directory: the run's folder.
         run_id: W&B's id; None for all, such as those of before a rewind.
     """
-    files = (directory / "wandb").glob(f"*run-*/run-{run_id or '*'}.wandb")
-    return sorted((file for file in files if not file.parent.is_symlink()), key=_order)
+    files = (directory / "wandb").glob("*run-*/run-*.wandb")
+    own = (file for file in files if run_id is None or file.name == f"run-{run_id}.wandb")
+    # W&B has links to its newest run; of others nobody knows where they lead.
+    return sorted((f for f in own if not (f.is_symlink() or f.parent.is_symlink())), key=_order)
 
 
 def started(file: Path) -> str:

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 PROBE = 3.0
 
 # What WANDB_MODE may hold, in the words of `mode`; it is the default of `mode: auto`.
-_ENVIRONMENT_MODES = {
+ENVIRONMENT_MODES = {
     "online": "online",
     "run": "online",
     "shared": "online",
@@ -49,7 +49,7 @@ def choose_mode(asked: str, base_url: str) -> tuple[str, str]:
     Never prompts: without a key W&B would ask for one in the middle of training.
     """
     if asked == "auto":
-        asked = _ENVIRONMENT_MODES.get(os.environ.get("WANDB_MODE", ""), "auto")
+        asked = ENVIRONMENT_MODES.get(os.environ.get("WANDB_MODE", ""), "auto")
     if asked in ("offline", "disabled"):
         return asked, ""
     if not has_key(base_url):

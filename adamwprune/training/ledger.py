@@ -13,6 +13,7 @@ from typing import Any
 
 from adamwprune.callbacks.base import Alert, Row
 from adamwprune.errors import CheckpointError, DiskError
+from adamwprune.run_directory import room_for
 from adamwprune.training.metrics import json_row
 
 # Rule of the alert that a run has ended early: each end is one, whatever steps are replayed.
@@ -31,7 +32,7 @@ class Ledger:
     """
 
     def __init__(self, file: Path, step: int = 0, *, exact: bool = True) -> None:
-        self._file = file
+        self.file = file
         _cut_torn_line(file)
         self._replayed = {row["step"]: row for row in read_rows(file) if row["step"] > step}
         self._alerts = {
@@ -76,11 +77,14 @@ class Ledger:
         try:
             written = os.write(self._descriptor, data)
         except OSError as error:
-            raise DiskError(
-                f"{self._file}: {error.strerror}; rows up to the last whole line are kept"
-            ) from None
+            raise self._refused(error.strerror, len(data)) from None
         if written < len(data):
-            raise DiskError(f"{self._file}: disk full; rows up to the last whole line are kept")
+            os.ftruncate(self._descriptor, self.length() - written)  # or the next line would begin within
+            raise self._refused("disk full", len(data))
+
+    def _refused(self, reason: str | None, needed: int) -> DiskError:
+        room = room_for(self.file, needed)
+        return DiskError(f"{self.file}: {reason}; {room}; rows up to the last whole line are kept")
 
     def _compare(self, before: dict[str, object], after: dict[str, object]) -> None:
         for key in before.keys() | after.keys():
@@ -90,12 +94,16 @@ class Ledger:
                     "the code or machine has changed; to go on all the same add 'resume_allow=[environment]'"
                 )
 
+    def length(self) -> int:
+        """Bytes of the file."""
+        return os.fstat(self._descriptor).st_size
+
     def sync(self) -> None:
         """Make all rows survive a power cut."""
         try:
             os.fsync(self._descriptor)
         except OSError as error:
-            raise DiskError(f"{self._file}: {error.strerror}") from None
+            raise DiskError(f"{self.file}: {error.strerror}") from None
 
     def close(self) -> None:
         """Sync and close."""
@@ -113,11 +121,13 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     lines: list[dict[str, Any]] = []
-    for text in file.read_text(encoding="utf-8").splitlines():
+    for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # torn by a kill; only the last can be
+        if not (isinstance(line, dict) and isinstance(line.get("step"), int)):
+            continue  # never written here
         if line.get("event") == "rewind":
             lines = [earlier for earlier in lines if earlier["step"] <= line["step"]]
         else:

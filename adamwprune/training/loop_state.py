@@ -1,5 +1,6 @@
 """What a run knows beside its weights, and how a checkpoint holds it: with it, resume is exact."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,15 +23,16 @@ class LoopState:
     loss_count: int = 0
     step: int = 0  # optimizer steps done
     pruned_steps: int = 0  # pruned weights, added up over the steps
-    skipped: int = 0  # batches whose step fp16 overflow skipped
+    skipped: int = 0  # batches passed over, whose gradients were not finite
+    not_finite: int = 0  # of these, the ones that were no overflow of fp16
     seconds: float = 0.0  # of wall time in all sessions
     latest: dict[str, float] = field(default_factory=dict)  # scores of the last evaluation
     best: dict[str, dict[str, float]] = field(default_factory=dict)  # name -> value, step
+    row: dict[str, Any] | None = None  # of a step whose end is under way
 
     @classmethod
     def new(cls, training: Training) -> "LoopState":
-        """The state before the first step; every rank calls it, or `restore`."""
-        _check_agreed(training, 0)
+        """The state before the first step."""
         return cls(loss_sum=torch.zeros((), device=training.ranks.device))
 
 
@@ -49,9 +51,11 @@ def environment(training: Training, revision: str | None) -> dict[str, Any]:
 
 
 def capture(
-    training: Training, state: LoopState, revision: str | None
+    training: Training, state: LoopState, revision: str | None, records: Mapping[str, int]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and state for checkpoint.save, which rank 0 writes; every rank has to call it.
+    """Weights and state for a checkpoint, which rank 0 writes; every rank has to call it.
+
+    `records` are the bytes so far of each file of rows.
 
     However the model is spread, they are whole: a checkpoint does not know how many ranks wrote it.
     """
@@ -59,7 +63,10 @@ def capture(
         "step": state.step,
         "pruned_steps": state.pruned_steps,
         "skipped": state.skipped,
+        "not_finite": state.not_finite,
         "seconds": state.seconds,
+        "row": state.row,
+        "records": dict(records),
         "latest": state.latest,
         "best": state.best,
         "loss_sum": training.ranks.gather(state.loss_sum.cpu()),
@@ -73,18 +80,13 @@ def capture(
     }
 
 
-def restore(training: Training, checkpoint: Checkpoint, revision: str | None, *, exact: bool) -> LoopState:
+def restore(training: Training, checkpoint: Checkpoint) -> LoopState:
     """Put weights, optimizer, masks, scaler and random generators where the checkpoint left them.
 
-    `exact` refuses another environment; without it the run goes on all the same, no longer to the bit.
-
     Raises:
-        CheckpointError: the checkpoint is of another model, optimizer, pruning or environment.
+        CheckpointError: the checkpoint is of another model, optimizer or pruning.
     """
     saved, rank = checkpoint.state, training.ranks.rank
-    _check_agreed(training, saved["step"])
-    if exact:
-        _compare_environment(saved["environment"], environment(training, revision))
     load_weights_(training.model, checkpoint.weights)
     _check_optimizer_shapes(training.optimizer, saved["optimizer"])
     training.optimizer.load_state_dict(_own_states(training.optimizer, saved["optimizer"]))
@@ -103,13 +105,15 @@ def restore(training: Training, checkpoint: Checkpoint, revision: str | None, *,
         step=saved["step"],
         pruned_steps=saved["pruned_steps"],
         skipped=saved["skipped"],
+        not_finite=saved["not_finite"],
+        row=saved["row"],
         seconds=saved["seconds"],
         latest=saved["latest"],
         best=saved["best"],
     )
 
 
-def _check_agreed(training: Training, step: int) -> None:
+def check_agreed(training: Training, step: int) -> None:
     """All ranks begin at one step: each has read the checkpoint itself, on whatever machine it runs."""
     steps = training.ranks.gather(step)
     if len(set(steps)) > 1:
@@ -119,7 +123,9 @@ def _check_agreed(training: Training, step: int) -> None:
         )
 
 
-def _compare_environment(before: dict[str, Any], now: dict[str, Any]) -> None:
+def check_environment(training: Training, checkpoint: Checkpoint, revision: str | None) -> None:
+    """Raise CheckpointError where something differs without which a run does not repeat itself to the bit."""
+    before, now = checkpoint.state.get("environment", {}), environment(training, revision)
     changed = [f"{key}: {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
     if changed:
         raise CheckpointError(

@@ -25,12 +25,19 @@ def sanitise(metrics: Mapping[str, Any], dropped: Counter[str] | None = None) ->
         ):
             value = value.item()
         if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 2**63:
-            value = float(value)
+            value = _as_float(value)
         if value is None or isinstance(value, bool | int | float | str):
             row[str(key)] = value
         else:
             dropped[str(key)] += 1
     return row
+
+
+def _as_float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # beyond 1.8e308
+        return math.inf if value > 0 else -math.inf
 
 
 def json_row(row: Row) -> dict[str, Any]:

@@ -8,7 +8,7 @@ Order at the end: the last checkpoint, then, on every path out, ledger, trackers
 import gc
 import logging
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,18 @@ import torch
 from adamwprune.callbacks.base import Callback, RunInfo
 from adamwprune.callbacks.console import Console, print_summary
 from adamwprune.callbacks.plot import Plot
-from adamwprune.config import Config, to_plain
+from adamwprune.config import Config, to_plain, trajectory_hash
 from adamwprune.distributed import Ranks, is_lost_peer, joined
-from adamwprune.errors import Interrupted, OutOfMemoryError, Preempted, RunError, TrackerError, exit_code_of
+from adamwprune.errors import (
+    DiskError,
+    HardwareError,
+    Interrupted,
+    OutOfMemoryError,
+    Preempted,
+    RunError,
+    TrackerError,
+    exit_code_of,
+)
 from adamwprune.rank_errors import AGREED
 from adamwprune.run_directory import (
     MASK_UPDATES,
@@ -40,12 +49,14 @@ from adamwprune.training import checkpoint as checkpoints
 from adamwprune.training.alerts import MaskPlan, Watch
 from adamwprune.training.build import Training, build_training, choose_device, describe
 from adamwprune.training.choices import chosen
+from adamwprune.training.continuation import continue_or_start
 from adamwprune.training.devices import DeviceSampler
 from adamwprune.training.ledger import Ledger, read_rows
-from adamwprune.training.loop import evaluate_split, run_steps, samples_per_step
-from adamwprune.training.loop_state import LoopState, restore
+from adamwprune.training.loop import Session, evaluate_split, run_steps, samples_per_step, stop_polled
+from adamwprune.training.loop_state import LoopState
 from adamwprune.training.random_state import determinism, seed_everything
 from adamwprune.training.records import Records
+from adamwprune.training.saver import Saver
 from adamwprune.training.signals import StopRequest, stop_requests
 from adamwprune.training.summary import summarise
 from adamwprune.training.throughput import Throughput
@@ -72,7 +83,7 @@ def train(config: Config, directory: Path) -> float:
         RunError: with the exit code of what went wrong; summary.json says the same.
     """
     with ExitStack() as stack:
-        stop = stack.enter_context(stop_requests())
+        stop = stack.enter_context(stop_requests(directory))
         device_type = choose_device(config.hardware.device)
         ranks = stack.enter_context(joined(device_type, config.hardware.timeout))
         config, directory = ranks.share((config, directory))
@@ -84,11 +95,20 @@ def train(config: Config, directory: Path) -> float:
             with determinism(config.hardware.deterministic):
                 summary = _train(run, stop)
         except BaseException as error:
+            stop.defer()
             failure = _explained(error, run)
             run.records.failed(failure)
             summary = _failure_summary(run, failure)
         if ranks.is_main:
-            _close(run, summary)
+            try:
+                _close(run, summary)
+            except DiskError as second:
+                if failure is None:
+                    raise
+                log.warning("%s", second)  # what ended the run is what is told
+        if isinstance(failure, Preempted | Interrupted):
+            # Torch's launcher kills all that are there 30 s after the first has left: rank 0 may be closing.
+            ranks.wait_for_all()
         if failure is not None:
             if ranks.is_main and isinstance(failure, Preempted | Interrupted):
                 log.info("to continue: python train.py resume=%s", shown_path(directory))
@@ -113,36 +133,27 @@ def _train(run: _Run, stop: StopRequest) -> dict[str, Any]:
     seed_everything(config.seed, ranks.rank)  # then each rank its own dropout
     record = ranks.share(read_json(directory / RECORD) if ranks.is_main else {})
     revision = record["sessions"][-1]["code"]["revision"]
-    state = run.state = _continue_or_start(training, directory, revision)
+    state = run.state = continue_or_start(training, directory, revision)
+    stop.defer(ranks)
     if ranks.is_main:
         (directory / SUMMARY).unlink(missing_ok=True)  # an earlier session's; this one has not ended
     run.records = _open_records(training, state, record, directory)
     with ExitStack() as stack:
         sampler = stack.enter_context(_sampler(training)) if ranks.is_main else None
         throughput = _throughput(training, sampler)
-        run_steps(training, state, run.records, stop, throughput, directory / "checkpoints", revision)
+        saver = stack.enter_context(closing(_saver(training, run.records, directory)))
+        session = Session(training, state, run.records, saver, stop, throughput, directory, revision)
+        run_steps(session)
     training.pruner.verify(state.step)
     with training.evaluated_weights():
         training.pruner.verify(state.step)
     final = dict(state.latest)
     if training.data.test is not None:
-        final |= evaluate_split(training, "test")  # the only reading of the test set
+        final |= evaluate_split(training, "test", stop_polled(session))  # the only reading of the test set
     summary = summarise(training, state, "finished", 0, final | throughput.overall(), directory)
     summary["exact"] = summary["exact"] and record.get("exact", True)
     run.records.finished(summary)
     return summary
-
-
-def _continue_or_start(training: Training, directory: Path, revision: str | None) -> LoopState:
-    """The state to go on from: the newest valid checkpoint of this folder, or the beginning."""
-    root = directory / "checkpoints"
-    if not checkpoints.steps_on_disk(root):
-        return LoopState.new(training)
-    checkpoint = checkpoints.load_newest(root)
-    state = restore(training, checkpoint, revision, exact="environment" not in training.config.resume_allow)
-    if training.ranks.is_main:
-        log.info("continuing at step %d from %s", state.step, checkpoint.directory)
-    return state
 
 
 def _open_records(training: Training, state: LoopState, record: dict[str, Any], directory: Path) -> Records:
@@ -205,6 +216,12 @@ def _watch(training: Training, state: LoopState, directory: Path) -> Watch:
     return watch
 
 
+def _saver(training: Training, records: Records, directory: Path) -> Saver:
+    identity = {"config": trajectory_hash(training.config)}
+    keep = training.config.checkpoint.keep
+    return Saver(directory / "checkpoints", keep=keep, identity=identity, sync_records=records.sync)
+
+
 def _sampler(training: Training) -> DeviceSampler:
     is_cuda = training.ranks.device.type == "cuda"
     return DeviceSampler(cuda_devices=training.ranks.local_world_size if is_cuda else 0)
@@ -263,6 +280,11 @@ def _explained(error: BaseException, run: _Run) -> BaseException:
 
         return OutOfMemoryError(explanation(run.config, run.ranks.device, text))
     log.error("the run failed", exc_info=error)
+    if "does not have a deterministic implementation" in text:
+        return HardwareError(
+            f"hardware.deterministic=true: {text.partition(',')[0]}; add hardware.deterministic=false, or do "
+            "without it"
+        )
     if is_lost_peer(error):
         return RunError(
             f"another rank has ended or does not answer ({text}); it, or its machine, says why; to go on "
@@ -274,7 +296,7 @@ def _explained(error: BaseException, run: _Run) -> BaseException:
 def _failure_summary(run: _Run, failure: BaseException) -> dict[str, Any]:
     """What can be said of a run that did not finish."""
     code = exit_code_of(failure)
-    status = {7: "diverged", 75: "preempted", 130: "interrupted"}.get(code, "failed")
+    status = {7: "diverged", 75: "preempted", 130: "interrupted", 143: "killed"}.get(code, "failed")
     error = {"error": str(failure)}
     # Weights that are spread are counted by all ranks together, which only an agreed end finds waiting.
     can_count = run.training is not None and (

@@ -255,7 +255,7 @@ def test_lists_may_be_typed_without_brackets(rich):
         ("optimizer.lr", "1,2", "several values need a sweep"),
         ("optimizer.lr", "${seed}", "an interpolation belongs in a file"),
         ("optimizer.lr", "[1", "not KEY=VALUE"),
-        ("trainer.max_steps", "1e3", "could not be converted to Integer"),
+        ("trainer.max_steps", "1e3", "write 1000"),
         ("hardware.precision", "float17", "fp32, bf16, fp16, auto"),
         ("seed", "???", "required"),
     ],

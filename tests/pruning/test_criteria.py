@@ -15,6 +15,7 @@ from adamwprune.pruning.criteria.random import random
 from adamwprune.pruning.criteria.state import state
 from adamwprune.pruning.rounding import debiased, power
 from adamwprune.pruning.scoring import ScoreError, TensorScores, identity, needs
+from adamwprune.pruning.sources import _shuffled
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(
@@ -564,3 +565,19 @@ def test_scores_are_computed_in_float32_whatever_the_dtype(dtype, weight, moment
     tensor = scores_of(state, weight=weight.to(dtype), exp_avg_sq=moment)
     expected = state(weight.to(dtype).float(), moment).numpy()
     np.testing.assert_array_equal(tensor.read(slice(0, SIZE)), expected)
+
+
+def test_the_order_in_which_moments_are_dealt_anew_is_for_ever():
+    """Masks of the control `shuffled_state` follow from it: the permutation of ten live entries, by hand.
+
+    From 32-bit words: place * 2654435761, exclusive or with itself shifted by 15, times 2246822519.
+    """
+    mask = torch.ones(12, dtype=torch.bool)
+    mask[[3, 7]] = False
+    live = [place for place in range(12) if mask[place]]
+    words = [place * 2654435761 % 2**32 for place in live]
+    words = [(word ^ word >> 15) * 2246822519 % 2**32 for word in words]
+    order = [place for _, place in sorted(zip(words, live, strict=True))]
+    dealt = _shuffled(torch.arange(12.0), mask)
+    assert dealt[mask].tolist() == order != live
+    assert dealt[~mask].tolist() == [3.0, 7.0]

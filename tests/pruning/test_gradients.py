@@ -23,7 +23,16 @@ from tests.pruning.drive import same, with_
 # The sum of squares of a chunk is rounded in float32: off by up to 7e-6 (of bfloat16 values, whose roundings
 # agree), and the norm by half of that. Tensors of up to a chunk are summed in float64.
 CLOSE = {"rtol": 5e-6, "atol": 0.0}
-SHAPES = [(7,), (33, 65), (6, 5, 3, 2), (), (0, 4), (CHUNK + 5,), (3, CHUNK // 2 + 1)]
+SHAPES = [
+    (7,),
+    (33, 65),
+    (6, 5, 3, 2),
+    (CHUNK // 18 + 1, 2, 3, 3),
+    (0, 4),
+    (CHUNK + 5,),
+    (3, CHUNK // 2 + 1),
+    (),
+]
 
 
 def make(layout, dtype, seed=0):
@@ -38,7 +47,7 @@ def make(layout, dtype, seed=0):
             mask = mask.to(memory_format=torch.channels_last) if layout == "channels_last" else mask
         if layout == "strided" and gradient.dim():
             gradient = torch.stack([gradient, gradient], dim=-1)[..., 0]
-        pairs.append((gradient, None if i % 3 == 2 else mask))
+        pairs.append((gradient, None if i % 3 == 1 else mask))
     return pairs
 
 
@@ -146,8 +155,10 @@ def test_half_formats_have_norms_beyond_their_range():
     torch.testing.assert_close(mask_and_norm_([(gradient, None)]).double(), gradient.double().norm(), **CLOSE)
 
 
-def test_sums_beyond_float64_are_infinite_as_torchs():
-    gradients = [torch.full((1,), 1.3e154, dtype=torch.float64) for _ in range(3)]
+@pytest.mark.parametrize(("size", "value"), [(1, 1.3e154), (CHUNK + 1, 2.1e151)])
+def test_sums_beyond_float64_are_infinite_as_torchs(size, value):
+    """The sum of a small tensor's squares, or that of chunks, of which each is finite."""
+    gradients = [torch.full((size,), value, dtype=torch.float64) for _ in range(3)]
     assert get_total_norm(gradients).isinf()
     assert mask_and_norm_([(gradient, None) for gradient in gradients]).isinf()
 

@@ -12,14 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from adamwprune import pruning
 from adamwprune.errors import CheckpointError, ConfigError, RunError, SparsityError
 from adamwprune.pruning.criteria.magnitude import magnitude
 from adamwprune.pruning.criteria.state import state
 from adamwprune.pruning.dense import Dense
+from adamwprune.pruning.masks import Masks
 from adamwprune.pruning.pruner import Pruner
 from adamwprune.pruning.schedules import constant, linear, oneshot
 from adamwprune.pruning.scopes.global_ import global_
 from adamwprune.pruning.scopes.layerwise import layerwise
+from adamwprune.pruning.scopes.row import row
 from adamwprune.pruning.scopes.segments import pruned_count
 
 
@@ -443,7 +446,8 @@ def test_settings_of_the_weights_group_decide_what_is_kept(make_model, make_prun
     model = make_model()
     group = {"params": model.parameters(), "amsgrad": True}
     make_pruner(model, torch.optim.AdamW([group]), criterion=fisher, end_step=100)
-    with pytest.raises(ConfigError, match="needs max_exp_avg_sq, which AdamW does not keep"):
+    words = "needs max_exp_avg_sq, which AdamW does not keep; choose optimizer=adamwadv, or pruning=magnitude"
+    with pytest.raises(ConfigError, match=words):
         make_pruner(model, adamw(model), criterion=fisher)
 
 
@@ -554,7 +558,10 @@ def test_the_record_tells_what_the_live_objects_are(make_model, make_pruner):
         },
     }
     assert json.loads(json.dumps(record)) == record
-    assert Dense(model).describe()["criterion"] == {"name": "none"}
+    dense = Dense(model).describe()
+    assert dense == {"criterion": {"name": "none"}, "target_sparsity": 0.0} | {
+        key: record[key] for key in ("prunable", "excluded")
+    }
 
 
 def test_dense_has_the_interface_of_the_pruner():
@@ -625,3 +632,69 @@ def test_attached_pruners_go_on_where_they_were(make_model, make_pruner):
     sparse = make_pruner(model, optimizer, schedule=constant, target_sparsity=0.8)
     sparse.attach()
     assert sparse.pruned() == 416
+
+
+def test_a_count_that_the_masks_do_not_have_is_refused(make_model, make_pruner, train):
+    """A state put together from two checkpoints; the pruner stays as it was."""
+    model = make_model()
+    pruner = make_pruner(model, adamw(model))
+    pruner.attach(20)
+    saved, before = pruner.state_dict(), pruner.mask_hash()
+    with pytest.raises(CheckpointError, match="weights should be pruned, the masks prune"):
+        pruner.load_state_dict({**saved, "pruned": saved["pruned"] + 1})
+    assert pruner.mask_hash() == before
+    pruner.load_state_dict(saved)
+
+
+def test_an_optimizer_that_has_stepped_is_not_tried_but_looked_at(make_model, make_pruner, train):
+    """What it lacks after real steps it will lack at the update."""
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    train(model, optimizer, make_pruner(model, optimizer), 1, 1)
+    words = "needs exp_avg_sq, which SGD does not keep; choose optimizer=adamw, or pruning=magnitude"
+    with pytest.raises(ConfigError, match=words):
+        make_pruner(model, optimizer, criterion=state)
+
+
+def test_a_target_that_a_scope_rounds_far_away_is_refused_with_the_one_it_reaches():
+    """Rows of 3 weights: 1/2 would become 2/3."""
+    model = nn.Sequential(nn.Linear(3, 40), nn.Linear(40, 2))
+    keys = {"criterion": magnitude, "start_step": 1, "end_step": 1, "update_every": 1, "schedule": oneshot}
+    with pytest.raises(
+        ConfigError, match=r"scope=row rounds it to 0\.6667; set pruning\.target_sparsity=0\.6667"
+    ):
+        Pruner(model, adamw(model), target_sparsity=0.5, scope=row, **keys)
+    assert Pruner(model, adamw(model), target_sparsity=0.6667, scope=row, **keys).planned_count(1) == 80
+
+
+def test_a_dense_run_answers_as_a_pruned_one_of_nothing(make_model, make_pruner, train):
+    """It counts zeros that are there by themselves, and touches none."""
+    model, twin = make_model(), make_model()
+    dense = Dense(model)
+    assert dense.after_step(7) is None
+    assert (dense.planned_count(9), dense.pruned(), dense.is_final(0)) == (0, 0, True)
+    assert (dense.mean_density(9), dense.mask_hash(), dense.state_dict()) == (1.0, Masks({}).hash(), {})
+    dense.verify(9)
+    optimizers = adamw(model), adamw(twin)
+    train(model, optimizers[0], dense, 1, 2)
+    train(twin, optimizers[1], make_pruner(twin, optimizers[1]), 1, 2)  # its window has not begun
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), twin.parameters(), strict=True))
+    expected = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    torch.testing.assert_close(dense.mask_and_norm_grads_(), expected)
+    with torch.no_grad():
+        model[0].weight[:4] = 0.0
+    assert dense.sparsity() == pytest.approx(64 / 520)
+    assert dense.layer_sparsity() == pytest.approx({"0.weight": 64 / 320, "2.weight": 0.0})
+
+
+def test_a_pruner_says_what_it_is(make_model, make_pruner):
+    model = make_model()
+    pruner = make_pruner(model, adamw(model))
+    pruner.attach(50)
+    assert repr(pruner) == "Pruner(magnitude, hard, 0.9 of 520 weights, steps 5 to 50, 468 pruned)"
+    assert pruner.mode is pruner._mode
+
+
+def test_the_package_has_two_names_and_no_other():
+    assert pruning.Dense is Dense
+    assert not hasattr(pruning, "Prunner")

@@ -141,7 +141,7 @@ def test_parts_of_no_pruning_are_refused(part):
 @pytest.mark.parametrize("file", PARTS, ids=name_of)
 def test_every_part_names_a_target_that_takes_its_keys(file):
     """One node, one file, in the group of its kind."""
-    ((path, node),) = targets.find_targets(loaded(file))
+    ((path, node),) = targets.find_targets(loaded(file), "pruning")
     assert targets.problems(node, path) == []
     assert callable(targets.build(node, path))
     kind = {"schedule": "schedules", "scope": "scopes", "selection": "selection", "mode": "modes"}[
@@ -160,7 +160,7 @@ def test_every_schedule_is_one(file):
 @pytest.mark.parametrize("file", [file for file in PARTS if file.parent.name == "scope"], ids=name_of)
 def test_every_scope_makes_segments_with_its_defaults(file):
     """At half, which fits N:M too: each scope prunes half of three matrices to a rounding."""
-    ((path, node),) = targets.find_targets(loaded(file))
+    ((path, node),) = targets.find_targets(loaded(file), "pruning")
     shapes = [(16, 24), (8, 16), (32, 8)]
     segments = targets.build(node, path)(shapes, 0.5)
     tensors = {tensor for segment in segments for tensor in segment.tensors}

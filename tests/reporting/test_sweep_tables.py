@@ -14,6 +14,7 @@ def job(number, *swept, accuracy=None, exit_code=0):
         "swept": list(swept),
         "exit_code": exit_code,
         "status": "finished" if exit_code == 0 else "failed",
+        "reason": "" if exit_code == 0 else "killed (SIGKILL) [by hand]",
         "seconds": 3.0,
         "metrics": {} if accuracy is None else {"test/accuracy": accuracy, "val/accuracy": 0.1},
         "sparsity": 0.9,
@@ -61,7 +62,8 @@ def test_every_job_has_a_line_that_says_how_it_ended():
     assert all(value in row for value in ("0.95", "90.00 %", "finished"))
     (failed,) = [line for line in lines if "none" in line]
     assert "failed" in failed
-    assert "code 137" in out.getvalue()
+    assert "code 137: killed" in out.getvalue()
+    assert "[by hand]" in out.getvalue()
 
 
 def test_columns_go_by_the_last_part_of_a_key_where_it_is_unique():

@@ -24,6 +24,7 @@ def machine(monkeypatch):
     def have(cuda=0, mps=False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: cuda > 0)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
 
     return have
@@ -88,7 +89,8 @@ def test_apples_gpu_is_refused_where_there_is_none_and_is_one(machine):
 def test_each_machine_of_several_looks_for_its_own_devices(machine, monkeypatch):
     """torchrun's LOCAL_WORLD_SIZE counts, not all ranks."""
     config = configure("hardware=a10gx4")
-    for name, value in {"LOCAL_RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
+    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in {**ranks, "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
     machine(cuda=2)
     check_devices(config)

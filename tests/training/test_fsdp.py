@@ -26,7 +26,7 @@ from tests.helpers.runs import (
     start,
     summary,
 )
-from tests.training.test_resume import assert_same_run
+from tests.helpers.same_run import assert_same_run
 
 # Micro batches accumulate; 5 validation batches leave the second rank without one. The bias of attention
 # keys has a gradient of zero but for rounding, which Adam makes steps of: there would be nothing to compare.

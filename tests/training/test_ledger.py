@@ -103,7 +103,7 @@ def test_a_full_disk_is_said(tmp_path):
     ledger = Ledger.__new__(Ledger)
     import os
 
-    ledger._file, ledger._replayed, ledger._descriptor = link, {}, os.open("/dev/full", os.O_WRONLY)
+    ledger.file, ledger._replayed, ledger._descriptor = link, {}, os.open("/dev/full", os.O_WRONLY)
     with pytest.raises(DiskError, match="No space left"):
         ledger.write(1, 1.0, {"a": 1.0})
 

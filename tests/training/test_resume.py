@@ -10,22 +10,13 @@ import torch
 from adamwprune import run_directory
 from adamwprune.distributed import Ranks
 from adamwprune.errors import CheckpointError, Preempted, RunError, SparsityError
-from adamwprune.training import loop_state
+from adamwprune.training import continuation, loop_state
 from adamwprune.training import run as run_module
 from adamwprune.training.build import build_training
 from adamwprune.training.checkpoint import load_newest
 from adamwprune.training.run import train
-from tests.helpers.runs import (
-    BUSY,
-    IMAGES,
-    TOKENS,
-    final_state,
-    final_weights,
-    mask_updates,
-    rows,
-    run,
-    start,
-)
+from tests.helpers.runs import BUSY, IMAGES, TOKENS, rows, run, start
+from tests.helpers.same_run import assert_same_run
 
 PRUNINGS = {
     "none": (),
@@ -91,27 +82,6 @@ def stop_and_continue(directory, stop_step, *overrides):
     config.trainer.stop_step = None
     train(config, directory)
     return directory
-
-
-def equal(first, second):
-    """Deep bitwise equality of checkpoint states."""
-    if isinstance(first, torch.Tensor):
-        return torch.equal(first, second)
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(equal(first[key], second[key]) for key in first)
-    if isinstance(first, (list, tuple)):
-        return len(first) == len(second) and all(map(equal, first, second))
-    return first == second
-
-
-def assert_same_run(first, second):
-    assert rows(first) == rows(second)
-    assert mask_updates(first) == mask_updates(second)
-    weights, others = final_weights(first), final_weights(second)
-    assert weights.keys() == others.keys()
-    assert all(torch.equal(weights[name], others[name]) for name in weights)
-    one, two = final_state(first), final_state(second)
-    assert {key for key in one if key != "seconds" and not equal(one[key], two[key])} == set()
 
 
 def assert_continues_to(config, directory, unbroken):
@@ -210,11 +180,11 @@ def test_each_field_left_out_is_noticed(stopped, unbroken, monkeypatch, field):
     """Controls: without one field of the state the continued run is another one, or is refused."""
     real = loop_state.restore
 
-    def without(training, checkpoint, revision, *, exact):
+    def without(training, checkpoint):
         OMISSIONS[field](checkpoint)
-        return real(training, checkpoint, revision, exact=exact)
+        return real(training, checkpoint)
 
-    monkeypatch.setattr(run_module, "restore", without)
+    monkeypatch.setattr(continuation, "restore", without)
     with pytest.raises((AssertionError, CheckpointError, SparsityError)):
         assert_continues_to(*stopped, unbroken(*STATE))
 
@@ -238,13 +208,13 @@ def test_nothing_left_out_is_the_same_run(stopped, unbroken):
 def test_another_environment_is_refused(stopped, monkeypatch, change, words):
     """Exit 5 with what differs; with resume_allow it goes on and says that it is not exact."""
     config, directory = stopped
-    real = loop_state.restore
+    real = loop_state.check_environment
 
-    def elsewhere(training, checkpoint, revision, *, exact):
+    def elsewhere(training, checkpoint, revision):
         checkpoint.state["environment"].update(change)
-        return real(training, checkpoint, revision, exact=exact)
+        return real(training, checkpoint, revision)
 
-    monkeypatch.setattr(run_module, "restore", elsewhere)
+    monkeypatch.setattr(continuation, "check_environment", elsewhere)
     with pytest.raises(CheckpointError, match=words):
         train(config, directory)
     config.resume_allow = ["environment"]
@@ -262,15 +232,15 @@ def test_a_mean_that_is_under_way_survives_another_number_of_ranks(tmp_path):
     checkpoint.state["loss_sum"] = [own - 0.5, own + 0.5]
     config.trainer.stop_step = None
     training = build_training(config, Ranks(0, 0, 1, torch.device("cpu")))
-    state = loop_state.restore(training, checkpoint, checkpoint.state["environment"]["revision"], exact=True)
+    state = loop_state.restore(training, checkpoint)
     assert torch.allclose(state.loss_sum, own)
 
 
 def test_ranks_that_found_different_checkpoints_do_not_begin(tmp_path):
     """As on machines that share no folder: one would continue, and the other start."""
-    config, _ = start(tmp_path / "run", *SMALL)
+    config, directory = start(tmp_path / "run", *SMALL)
     training = build_training(config, Ranks(0, 0, 1, torch.device("cpu")))
-    loop_state.LoopState.new(training)
+    continuation.continue_or_start(training, directory, None)
 
     class Apart(Ranks):
         def gather(self, value):
@@ -278,7 +248,7 @@ def test_ranks_that_found_different_checkpoints_do_not_begin(tmp_path):
 
     apart = dataclasses.replace(training, ranks=Apart(0, 0, 2, torch.device("cpu")))
     with pytest.raises(CheckpointError, match=r"different steps, 0, 14; keep the run's folder"):
-        loop_state.LoopState.new(apart)
+        continuation.continue_or_start(apart, directory, None)
 
 
 def test_only_one_process_may_continue_a_run(tmp_path):

@@ -166,7 +166,9 @@ def test_the_test_set_is_read_once_at_the_end(tmp_path, monkeypatch):
     """No row of a run knows the test set; the summary does."""
     reads = []
     real = run_module.evaluate_split
-    monkeypatch.setattr(run_module, "evaluate_split", lambda t, split: reads.append(split) or real(t, split))
+    monkeypatch.setattr(
+        run_module, "evaluate_split", lambda t, split, poll: reads.append(split) or real(t, split, poll)
+    )
     directory = run(tmp_path / "run", *IMAGES, "trainer.max_steps=8")
     assert reads.count("test") == 1
     assert not any(name.startswith("test/") for row in rows(directory) for name in row)
@@ -188,7 +190,7 @@ def test_a_nan_never_reaches_the_weights(tmp_path, monkeypatch):
         return loss
 
     monkeypatch.setitem(run_module.run_steps.__globals__, "accumulate_gradients", poisoned)
-    with pytest.raises(DivergedError, match=r"step 6: .*first bad gradient in fc1.weight"):
+    with pytest.raises(DivergedError, match=r"step 6: .*first bad layer fc1.weight"):
         train(config, directory)
     assert all(torch.equal(seen["weights"][k], v) for k, v in seen["model"].state_dict().items())
     report = summary(directory)

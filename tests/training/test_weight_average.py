@@ -10,7 +10,8 @@ from adamwprune.training import loop
 from adamwprune.training.checkpoint import load_newest
 from adamwprune.training.weight_average import WeightAverage
 from tests.helpers.runs import BUSY, IMAGES, final_weights, rows, run
-from tests.training.test_resume import assert_same_run, stop_and_continue
+from tests.helpers.same_run import assert_same_run
+from tests.training.test_resume import stop_and_continue
 
 AVERAGED = (*IMAGES, *BUSY, "trainer.max_steps=20", "trainer.ema_decay=0.9")
 PRUNED = (*AVERAGED, "pruning=magnitude", "pruning.update_every=2", "pruning.target_sparsity=0.7")

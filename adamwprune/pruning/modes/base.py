@@ -8,7 +8,7 @@ The pruner calls it in this order:
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsFloat
 
 from torch import Tensor
 from torch.nn import Parameter
@@ -24,7 +24,7 @@ from adamwprune.pruning.state_view import StateView
 class Ranking(Protocol):
     """The scores of one mask update."""
 
-    def prune_(self, sparsity: float) -> list[float]:
+    def prune_(self, sparsity: float) -> Sequence[SupportsFloat]:
         """Prune the lowest scores until `sparsity` is reached; the highest pruned score of each segment."""
 
     def grow_(self, criterion: Criterion, sparsity: float) -> None:
@@ -65,7 +65,7 @@ class Mode:
     def after_step(self) -> None:
         """What has to happen to the weights after each optimizer step."""
 
-    def choose_(self, ranking: Ranking, sparsity: float, progress: float) -> list[float]:
+    def choose_(self, ranking: Ranking, sparsity: float, progress: float) -> Sequence[SupportsFloat]:
         """New masks for `sparsity`, at `progress` of the window; the segments' thresholds."""
         return ranking.prune_(sparsity)
 

@@ -10,8 +10,8 @@ for optimizers that mix entries (Muon, SOAP, Shampoo), which would revive hard-p
 """
 
 import math
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, SupportsFloat
 
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -20,10 +20,10 @@ from adamwprune.pruning.criteria.grow_gradient import grow_gradient
 from adamwprune.pruning.criteria.grow_momentum import grow_momentum
 from adamwprune.pruning.masks import Masks
 from adamwprune.pruning.modes.base import Mode, Ranking
-from adamwprune.pruning.scoring import needs
+from adamwprune.pruning.scoring import Criterion, needs
 from adamwprune.ranges import Fraction
 
-GROWTH = {"momentum": grow_momentum, "gradient": grow_gradient}
+GROWTH: dict[str, Criterion] = {"momentum": grow_momentum, "gradient": grow_gradient}
 
 
 class Soft(Mode):
@@ -57,7 +57,7 @@ class Soft(Mode):
         """The optimizer moved pruned weights: set them to 0 again."""
         self.masks.zero_weights_()
 
-    def choose_(self, ranking: Ranking, sparsity: float, progress: float) -> list[float]:
+    def choose_(self, ranking: Ranking, sparsity: float, progress: float) -> Sequence[SupportsFloat]:
         """Prune further than asked for by the share that is exchanged, then grow back."""
         share = 0.5 * self._regrow_fraction * (1.0 + math.cos(math.pi * max(progress, 0.0)))
         if self._growth is None or share == 0.0 or not any(self.masks.pruned.values()):

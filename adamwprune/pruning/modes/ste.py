@@ -12,7 +12,7 @@ et al., arXiv 2102.04010, section 4.2; with criterion `movement`, Sanh et al., a
 
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ class StraightThrough(Mode):
             if gradient is not None:
                 local(gradient).addcmul_(dense, ~self.masks[name], value=self._decay)
 
-    def choose_(self, ranking: Ranking, sparsity: float, progress: float) -> list[float]:
+    def choose_(self, ranking: Ranking, sparsity: float, progress: float) -> Sequence[SupportsFloat]:
         """All weights compete again."""
         self.masks.revive_()
         return ranking.prune_(sparsity)
@@ -84,10 +84,10 @@ class StraightThrough(Mode):
         Around the step itself, not in edit_grads_ and after_step: a step that is skipped (fp16 overflow)
         must leave the masked weights in place. The optimizer does not keep a pruner that is gone.
         """
-        this = weakref.ref(self)
+        this = weakref.proxy(self)
         handles = [
-            optimizer.register_step_pre_hook(lambda *call: this()._reveal_(*call)),
-            optimizer.register_step_post_hook(lambda *_: this()._conceal_()),
+            optimizer.register_step_pre_hook(lambda *call: this._reveal_(*call)),
+            optimizer.register_step_post_hook(lambda *_: this._conceal_()),
         ]
         for handle in handles:
             weakref.finalize(self, handle.remove)

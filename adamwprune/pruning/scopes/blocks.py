@@ -45,8 +45,10 @@ class Blocks:
 def require_whole_blocks(segments: Sequence[Segment], shards: Shards) -> None:
     """Raise ConfigError where a block would be spread over processes: these exchange no scores."""
     for segment in segments:
-        share = -(-segment.rows // shards.world_size) if isinstance(segment, Blocks) else 0
-        if share and share % segment.size:
+        if not isinstance(segment, Blocks):
+            continue
+        share = -(-segment.rows // shards.world_size)
+        if share % segment.size:
             raise ConfigError(
                 f"pruning.scope.size={segment.size}: each process has {share} of the {segment.rows} rows of "
                 f"prunable tensor {segment.tensors[0]}, and blocks must not be spread over processes; choose "

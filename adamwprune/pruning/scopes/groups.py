@@ -44,7 +44,8 @@ class Groups:
             pruned = keys.masked_fill(kept, LOWEST)
             highest = torch.maximum(highest, torch.stack([pruned.amax(), keys.amax()]))
             tensor.keep_(part, kept.reshape(-1))
-        threshold = Threshold(*shards.stack(highest).amax(0), [tensor])
+        of_pruned, of_all = shards.stack(highest).amax(0).unbind()
+        threshold = Threshold(of_pruned, of_all, [tensor])
         return float(threshold) if tensor.device.type == "cpu" else threshold
 
     def _kept(self, keys: Tensor) -> Tensor:

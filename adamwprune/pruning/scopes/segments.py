@@ -53,7 +53,9 @@ class Scored(Ranked, Protocol):
 class Segment(Protocol):
     """Weights that compete."""
 
-    tensors: tuple[int, ...]  # positions in the list of prunable tensors
+    @property
+    def tensors(self) -> tuple[int, ...]:
+        """Positions in the list of prunable tensors."""
 
     @property
     def planned(self) -> int:
@@ -200,4 +202,5 @@ class _Tally:
 
 
 def _pruned(tensors: Sequence[Scored], shards: Shards) -> list[int]:
-    return shards.sum(np.array([tensor.count_pruned() for tensor in tensors], np.int64)).tolist()
+    counts = np.array([tensor.count_pruned() for tensor in tensors], np.int64)
+    return [int(count) for count in shards.sum(counts)]

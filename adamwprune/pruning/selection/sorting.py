@@ -24,7 +24,7 @@ def sorting(tensors: Sequence[Ranked], count: int, shards: Shards = ALONE) -> fl
     order = np.argsort(keys, kind="stable")
     kept = torch.ones(keys.size, dtype=torch.bool)
     kept[torch.from_numpy(order[:count])] = False
-    for tensor, whole in zip(tensors, kept.split([tensor.size for tensor in tensors]), strict=True):
+    for tensor, whole in zip(tensors, torch.split(kept, [tensor.size for tensor in tensors]), strict=True):
         for part in tensor.parts():
             tensor.keep_(part, whole[part])
     return score_of(int(keys[order[count - 1]]))

@@ -124,7 +124,7 @@ def tie_quotas(tensors: Sequence[Ranked], key: int, ties: int, shards: Shards) -
     in_order = counts.T.reshape(-1)  # shards follow each other within a tensor
     earlier = np.cumsum(in_order) - in_order
     quotas = np.clip(ties - earlier, 0, in_order).reshape(len(tensors), -1)
-    return quotas[:, shards.rank].tolist()
+    return [int(quota) for quota in quotas[:, shards.rank]]
 
 
 def _prune_interval_(tensors: Sequence[Ranked], low: int, bits: int, count: int) -> float:

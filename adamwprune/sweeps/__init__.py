@@ -1,0 +1,1 @@
+"""Parts of a sweep: which jobs it has, what its folder says of them, how each ended."""
