@@ -109,8 +109,9 @@ def direct_both(folder: Path) -> Logger:
 
 def lightning(folder: Path) -> Logger:
     """Lightning's WandbLogger; it has none for Trackio."""
-    import wandb
     from lightning.pytorch.loggers import WandbLogger
+
+    import wandb
 
     logger = WandbLogger(project="p", save_dir=str(folder), offline=True)
     _ = logger.experiment  # which starts the run

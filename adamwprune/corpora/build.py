@@ -89,7 +89,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{folder / MANIFEST}: cannot be read ({error}); remove {folder}") from error
     if manifest.get("format") != FORMAT:
         raise DataError(f"{folder / MANIFEST}: format is {manifest.get('format')}, must be {FORMAT}")

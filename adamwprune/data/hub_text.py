@@ -3,16 +3,18 @@
 Each is an option of conf/data that names its repository; there is nothing of any one of them here.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from adamwprune.data.files import hub
-from adamwprune.data.files.cache import NotThere, file_sha256
+from adamwprune.data.files.cache import NotThere
+from adamwprune.data.files.known_hashes import hashes_of
 from adamwprune.data.preparation.documents import Documents, Part
 from adamwprune.data.preparation.prepare import Recipe
-from adamwprune.data.preparation.prepared import Windows, prepared_text, shards_text
+from adamwprune.data.preparation.prepared import Windows, carried_text, prepared_text
 from adamwprune.errors import ConfigError, DataError
 from adamwprune.ranges import Fraction, Positive, PositiveInt, Range, Seed, shown
 
@@ -85,6 +87,7 @@ def hub_text(
     vocab_size: Annotated[int, Range(least=1, most=65536)],
     block_size: PositiveInt,
     seed: Seed,
+    samples: list[str] | None = None,
     source: Literal["hub", "folder", "shards"] = "hub",
     path: str | None = None,
     data_dir: str = "~/.cache/adamwprune",
@@ -105,14 +108,15 @@ def hub_text(
         files: parquet files within it, a pattern; `{sample}` in it stands for the key.
         val_files: those that validate; null: a part of `files` does.
         sample: one of several samples that the repository has; null where it has none.
+        samples: all of them.
         column: the text of a document.
         tokens: about how many GPT-2 tokens there are in all.
         bytes_per_token: about how many bytes are downloaded for each.
         vocab_size: tokens that the model knows.
         block_size: tokens a sample.
         seed: moves the training windows from epoch to epoch; content and split never depend on it.
-        source: `hub`; `folder`, parquet files at `path`, laid out as on the hub; or `shards`, a prepared
-            folder at `path`, whatever it was made from.
+        source: `hub`; `folder`, parquet files at `path`, laid out as on the hub; or `shards`, a folder at
+            `path` that was prepared from either with these keys.
         path: the folder.
         data_dir: where prepared tokens are kept.
         max_tokens: taken from the beginning, for training and validation together; null: all.
@@ -121,7 +125,8 @@ def hub_text(
         num_processes: that encode; null: one for each core. The result does not depend on it.
 
     Raises:
-        DataError: not prepared and not to be had, or damaged, or a key does not fit.
+        ConfigError: keys that do not fit each other.
+        DataError: not prepared and not to be had, or damaged, or of another text, or a key does not fit.
         DiskError: too little space.
     """
     if (path is None) != (source == "hub"):
@@ -131,11 +136,21 @@ def hub_text(
         raise ConfigError(
             f"data.val_fraction={shown(val_fraction)}: goes with data.val_files=null, and only with it"
         )
-    windows = Windows(vocab_size, block_size, seed)
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise DataError(f"data.revision={revision}: must be 40 hex digits, which always mean the same data")
+    if ("{sample}" in files) == (sample is None):
+        words = "name one" if sample is None else f"{hub_id} has none to choose from; leave it out"
+        raise ConfigError(f"data.sample={shown(sample)}: data.files={files}; {words}")
+    if samples is not None and sample not in samples:
+        raise ConfigError(f"data.sample={shown(sample)}: must be one of {', '.join(samples)}")
+    windows, recipe = Windows(vocab_size, block_size, seed), Recipe(max_tokens, val_fraction, shard_tokens)
     location = None if path is None else Path(path).expanduser()
-    if source == "shards" and location is not None:
-        return shards_text(location, name=name, windows=windows)
     patterns = _patterns(files.replace("{sample}", sample or ""), val_files)
+    identity = {"hub_id": hub_id, "files": list(patterns.values()), "column": column}
+    if source == "shards" and location is not None:
+        return carried_text(
+            location, name=name, identity=identity, recipe=recipe, windows=windows, revision=revision
+        )
     repository = Repository(location or hub_id, revision if location is None else None, column, patterns)
 
     def require(folder: Path) -> None:
@@ -150,12 +165,12 @@ def hub_text(
             ) from error
 
     return prepared_text(
-        _hub_documents(repository, tokens)
+        _hub_documents(repository, tokens, identity)
         if location is None
-        else _folder_documents(repository, tokens, hub_id),
+        else _folder_documents(repository, tokens, identity, Path(data_dir).expanduser()),
         name=name,
         data_dir=data_dir,
-        recipe=Recipe(max_tokens, val_fraction, shard_tokens),
+        recipe=recipe,
         windows=windows,
         num_processes=num_processes,
         **({"require": require} if location is None else {}),
@@ -175,36 +190,25 @@ def _download(repository: Repository) -> str:
     )
 
 
-def _hub_documents(repository: Repository, tokens: int) -> Documents:
-    origin = {
-        "hub_id": repository.location,
-        "revision": repository.revision,
-        "files": list(repository.patterns.values()),
-        "column": repository.column,
-    }
-    return Documents(lambda: origin, repository.files, tokens)
+def _hub_documents(repository: Repository, tokens: int, identity: dict[str, Any]) -> Documents:
+    return Documents(lambda: {**identity, "revision": repository.revision}, repository.files, tokens)
 
 
-def _folder_documents(repository: Repository, tokens: int, hub_id: str) -> Documents:
+def _folder_documents(
+    repository: Repository, tokens: int, identity: dict[str, Any], memory: Path
+) -> Documents:
     folder = Path(repository.location)
 
-    def local_files() -> list[Path]:
-        found: list[Path] = []
+    def origin() -> dict[str, Any]:
+        files: list[Path] = []
         for pattern in repository.patterns.values():
             if not (matches := sorted(folder.glob(pattern))):
-                raise DataError(f"data.path={folder}: has no {pattern}; it must be laid out as {hub_id} is")
-            found += matches
-        return found
+                raise DataError(
+                    f"data.path={folder}: has no {pattern}; it must be laid out as {identity['hub_id']} is"
+                )
+            files += matches
+        names = [str(file.relative_to(folder)) for file in files]
+        # The content: two copies may have the same names, sizes and times.
+        return {**identity, "sha256": dict(zip(names, hashes_of(files, memory), strict=True))}
 
-    def origin() -> dict[str, Any]:
-        # As make does it: reading 28 GB to know whether they changed would delay each start.
-        stats = {str(file.relative_to(folder)): file.stat() for file in local_files()}
-        return {
-            "files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
-            "column": repository.column,
-        }
-
-    def proof() -> dict[str, Any]:
-        return {"sha256": {str(file.relative_to(folder)): file_sha256(file) for file in local_files()}}
-
-    return Documents(origin, repository.files, tokens, proof)
+    return Documents(origin, repository.files, tokens)

@@ -28,7 +28,10 @@ from adamwprune.ranges import Fraction, Positive, PositiveInt, Range, Seed, Unit
 
 log = logging.getLogger(__name__)
 
-PARTS = ("train", "val", "test")
+# Folders of a data set, and what their images are called.
+PARTS = {"train": "training", "val": "validation", "test": "test"}
+# Where nothing is said, and nothing but the training images is there.
+VAL_FRACTION = 0.1
 EXTENSIONS = frozenset(extension.encode() for extension in decode.EXTENSIONS)
 
 
@@ -41,8 +44,8 @@ def images(
     std: list[Positive],
     path: str | None = None,
     data_dir: str = "~/.cache/adamwprune",
-    val_fraction: Fraction = 0.1,
-    split_seed: Seed = 0,
+    val_fraction: Fraction | None = None,
+    split_seed: Seed | None = None,
     random_resized_crop: tuple[UnitInterval, UnitInterval] | None = None,
     horizontal_flip: UnitInterval = 0.0,
     center_crop: Annotated[float, Range(above=0, most=1)] = 1.0,
@@ -51,13 +54,15 @@ def images(
     """Any folder of images: a sub-folder is a class, numbered in alphabetical order.
 
     Either the classes lie in `path`, or it has a folder `train` of classes, and perhaps `val` and
-    `test`. Without `val`, a stratified part of the training images validates. All files are read,
-    decoded and hashed once; `data_dir` keeps what was found. The keys from `random_resized_crop` to
-    `seed` are those of `Views`.
+    `test`. Without `val`, a stratified part of the training images validates: `val_fraction` of them (null:
+    0.1), drawn by `split_seed` (null: 0), copies of an image all on one side. All files are read, decoded
+    and hashed once; `data_dir` keeps what was found. The keys from `random_resized_crop` to `seed` are those
+    of `Views`.
 
     Raises:
         ConfigError: no path, or keys that do not fit each other.
-        DataError: no such folder, an image that cannot be decoded, or classes other than configured.
+        DataError: no such folder, an image that cannot be decoded or is in two parts, or classes other than
+            configured.
     """
     if path is None:
         raise ConfigError(
@@ -71,14 +76,21 @@ def images(
     root, threads = Path(path).expanduser(), decoding_threads()
     if not root.is_dir():
         raise DataError(f"data.path={path}: no such folder; give one with a sub-folder for each class")
-    folder = ImageFolder.scan(root, part_folders(root), num_classes)
+    folders = part_folders(root)
+    if "val" in folders:
+        _check_not_given(root, val_fraction=val_fraction, split_seed=split_seed)
+    folder = ImageFolder.scan(root, folders, num_classes)
     digests = index_files(folder.files, Path(data_dir).expanduser(), inspect, threads)
+    contents = _contents(digests)
+    _check_apart(folder, contents)
     train, val = folder.parts["train"], folder.parts.get("val")
     facts = {"source": f"folder {root}", "classes": list(folder.classes), "other_files": folder.other_files}
     if val is None:
-        split = checked_split("images", train.labels, val_fraction, split_seed)
+        keys = {"val_fraction": VAL_FRACTION if val_fraction is None else val_fraction}
+        keys |= {"split_seed": split_seed or 0}
+        split = _split(train.labels, contents[train.indices], **keys)
         train, val = (train.subset(chosen) for chosen in split)
-        facts |= {"val_fraction": val_fraction, "split_seed": split_seed}
+        facts |= keys
     return decoded_image_data(
         name="images",
         train=train,
@@ -89,6 +101,51 @@ def images(
         threads=threads,
         facts=facts,
     )
+
+
+def _check_not_given(root: Path, **keys: float | None) -> None:
+    for key, value in keys.items():
+        if value is not None:
+            raise ConfigError(
+                f"data.{key}={value}: {root} has a folder val, which validates; leave out one of them"
+            )
+
+
+def _contents(digests: np.ndarray) -> np.ndarray:
+    """The content of each file as a number, in the order in which contents occur; copies have one number."""
+    numbers: dict[bytes, int] = {}
+    return np.array([numbers.setdefault(bytes(digest), len(numbers)) for digest in digests])
+
+
+def _check_apart(folder: "ImageFolder", contents: np.ndarray) -> None:
+    """No image is in two parts: it would be known before it is asked for.
+
+    Refused, and not told in a warning: which of the two should go is the user's to say, and what is
+    measured on images that were trained on is no result.
+    """
+    seen: dict[int, int] = {}
+    for name, part in folder.parts.items():
+        if copies := [index for index in part.indices if contents[index] in seen]:
+            twin = seen[contents[copies[0]]]
+            of = next(words for other, words in PARTS.items() if twin in folder.parts[other].indices)
+            raise DataError(
+                f"{folder.files.path(copies[0])}: is the {of} image {folder.files.path(twin)}; leave one out "
+                f"({len(copies)} of {len(part.indices)} images of {name} are in another part)"
+            )
+        seen |= {contents[index]: index for index in part.indices}
+
+
+def _split(
+    labels: np.ndarray, contents: np.ndarray, val_fraction: float, split_seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`checked_split`, but of contents: copies of an image go where the first one goes."""
+    _, first, content = np.unique(contents, return_index=True, return_inverse=True)
+    if len(first) < len(contents):
+        copies = len(contents) - len(first)
+        log.warning("%d of %d images are copies; all of one image are in one part", copies, len(contents))
+    _, chosen = checked_split("images", labels[first], val_fraction, split_seed)
+    in_val = np.isin(content, chosen)
+    return np.flatnonzero(~in_val), np.flatnonzero(in_val)
 
 
 def inspect(file: Path) -> bytes:
@@ -110,7 +167,7 @@ def part_folders(root: Path) -> Mapping[str, str]:
     """
     if not (root / "train").is_dir():
         return {"train": ""}
-    if others := {folder.name for folder in _folders(root)} - set(PARTS):
+    if others := {folder.name for folder in _folders(root)} - PARTS.keys():
         raise DataError(
             f"data.path={root}: has train and {min(others)}; beside a folder train only val and test may lie"
         )
@@ -202,9 +259,12 @@ def _images_below(folder: Path) -> tuple[list[tuple[bytes, int, int]], int]:
     """Name, size and time of change of each image in a folder or below; and how many files are none.
 
     Raises:
-        DataError: no image.
+        DataError: no image, or one that cannot be read, such as a link that leads nowhere.
     """
-    found, others = _walk(os.fsencode(folder))
+    try:
+        found, others = _walk(os.fsencode(folder))
+    except OSError as error:
+        raise DataError(f"{os.fsdecode(error.filename)}: cannot be read ({error.strerror})") from error
     if not found:
         raise DataError(f"{folder}: has no image ({', '.join(sorted(decode.EXTENSIONS))})")
     return found, others

@@ -27,14 +27,19 @@ from adamwprune.data.imaging.file_index import Files, index_files
 from adamwprune.data.imaging.hub_images import HubImages, check_columns, hub_folder, parquet_files
 from adamwprune.data.imaging.images import Normalisation, Shape, checked_split
 from adamwprune.data.imaging.published import first_available
-from adamwprune.errors import DataError, DiskError
+from adamwprune.errors import ConfigError, DataError, DiskError
 from adamwprune.ranges import Fraction, PositiveInt, Range, Seed, UnitInterval
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
+# ILSVRC 2012 as published, table 2 of the paper.
+NUM_CLASSES = 1000
+PUBLISHED = {"training": 1_281_167, "validation": 50_000}
 # Of the training images; PyTorch's and everybody's.
 NORMALISATION = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+_OWN = "a folder of your own, or a part of ImageNet, is data=images data.path=FOLDER"
 
 HUB = HubImages(
     hub_id="ILSVRC/imagenet-1k",
@@ -68,9 +73,11 @@ def imagenet(
     keeps what was found, and for `hub` the images in a form that can be read in any order.
 
     Raises:
-        ConfigError: keys that do not fit each other.
-        DataError: not there, not readable, or classes other than configured.
+        ConfigError: keys that do not fit each other or ImageNet.
+        DataError: not there, not readable, or not ImageNet by the number of its images and classes.
     """
+    if num_classes != NUM_CLASSES:
+        raise ConfigError(f"data.num_classes={num_classes}: ImageNet has {NUM_CLASSES}; {_OWN}")
     rendering = Rendering(
         Shape(num_classes, channels, image_size),
         NORMALISATION,
@@ -120,6 +127,7 @@ def read_folder(root: Path, data_dir: Path, num_classes: int, threads: "Executor
         NotThere: there are none.
     """
     folder = ImageFolder.scan(root, {"train": "train", "test": "val"}, num_classes)
+    _check_counts(root, folder.parts["train"], folder.parts["test"])
     digests = index_files(folder.files, data_dir, inspect, threads)
     return Found(folder.parts["train"], folder.parts["test"], digests, f"folder {root}")
 
@@ -158,7 +166,16 @@ def read_hub(path: Path | None, data_dir: Path, threads: "Executor") -> Found:
         cache_dir=str(cache),
     )
     train, test = (_part(tables[part], part, files[part][0]) for part in ("train", "test"))
+    _check_counts(folder, train, test)
     return Found(train, test, digests, HUB.origin)
+
+
+def _check_counts(place: Path, train: Part, test: Part) -> None:
+    """As many images as were published: a part of ImageNet, or another set, is not called by its name."""
+    found = {"training": len(train.labels), "validation": len(test.labels)}
+    for part, published in PUBLISHED.items():
+        if found[part] != published:
+            raise DataError(f"{place}: has {found[part]:,} {part} images, ImageNet {published:,}; {_OWN}")
 
 
 def _check_room(cache: Path, needed: int) -> None:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
-from adamwprune.data.files.cache import file_sha256
 from adamwprune.data.files.hub import first_line, require_packages
+from adamwprune.data.files.known_hashes import hashes_of
 from adamwprune.data.preparation.documents import Documents
 from adamwprune.data.preparation.prepare import Recipe
-from adamwprune.data.preparation.prepared import Windows, prepared_text
+from adamwprune.data.preparation.prepared import Windows, carried_text, prepared_text
 from adamwprune.errors import ConfigError, DataError
 from adamwprune.ranges import Fraction, PositiveInt, Range, Seed, shown
 
@@ -38,17 +38,19 @@ def text(
     seed: Seed,
     remap_vocab: bool = False,
     name: str = "text",
+    source: Literal["files", "shards"] = "files",
     data_dir: str = "~/.cache/adamwprune",
     max_tokens: PositiveInt | None = None,
     val_fraction: Fraction = 0.01,
     shard_tokens: PositiveInt = 100_000_000,
     num_processes: PositiveInt | None = None,
 ) -> "Data":
-    """Your files, prepared at first use and again when one has changed.
+    """Your files, prepared at first use and again when their content has changed.
 
     Args:
         path: a file, a folder (all files below it with one of `ENDINGS`), a pattern such as 'notes/*.txt',
-            or a list of these; in that order, those of a folder or pattern by name.
+            or a list of these; in that order, those of a folder or pattern by name. Hidden names are left
+            out, links are followed.
         column: of .parquet, and key in each line of .jsonl: the text of a document.
         document: what a document is in .txt: the `file`, a `line`, or a `paragraph` (up to a blank line).
         vocab_size: tokens that the model knows.
@@ -56,6 +58,7 @@ def text(
         seed: moves the training windows from epoch to epoch; content and split never depend on it.
         remap_vocab: number the tokens that occur from 0, see `tokens.remap`.
         name: of the data set, in records and for its folder.
+        source: `files`; or `shards`, one folder at `path` that was prepared from files with these keys.
         data_dir: where prepared tokens are kept.
         max_tokens: taken from the beginning, for training and validation together; null: all.
         val_fraction: part of the documents that validates, chosen by a hash of their text.
@@ -63,7 +66,7 @@ def text(
         num_processes: that encode; null: one for each core. The result does not depend on it.
 
     Raises:
-        ConfigError: there is no path.
+        ConfigError: there is no path, or more than one where a folder of shards is meant.
         DataError: nothing is there, or not in the form that its ending says; or a key does not fit.
         DiskError: too little space.
     """
@@ -71,58 +74,80 @@ def text(
         raise ConfigError(
             f"data.path={shown(path)}: must be a file, a folder or a pattern; give data.path=PATH"
         )
+    recipe = Recipe(max_tokens, val_fraction, shard_tokens)
+    windows = Windows(vocab_size, block_size, seed, remap_vocab)
+    if source == "shards":
+        if not isinstance(path, str):
+            raise ConfigError(f"data.path={shown(path)}: data.source=shards takes one prepared folder")
+        return carried_text(
+            Path(path).expanduser(),
+            name=name,
+            identity={"hub_id": None, "column": column, "document": document},
+            recipe=recipe,
+            windows=windows,
+        )
     return prepared_text(
-        text_documents([path] if isinstance(path, str) else path, column=column, document=document),
+        text_documents(
+            [path] if isinstance(path, str) else path,
+            column=column,
+            document=document,
+            memory=Path(data_dir).expanduser(),
+        ),
         name=name,
         data_dir=data_dir,
-        recipe=Recipe(max_tokens, val_fraction, shard_tokens),
-        windows=Windows(vocab_size, block_size, seed, remap_vocab),
+        recipe=recipe,
+        windows=windows,
         num_processes=num_processes,
     )
 
 
 def text_documents(
-    paths: Sequence[str | Path], *, column: str = "text", document: Unit = "file"
+    paths: Sequence[str | Path],
+    *,
+    column: str = "text",
+    document: Unit = "file",
+    memory: Path | None = None,
 ) -> Documents:
     """The documents of files, folders and patterns, in that order; see `text`.
+
+    `memory` is the folder that remembers hashes of files, see `known_hashes`.
 
     Raises:
         DataError: nothing is there, or a file has another ending, or is named twice.
     """
     files = [file for path in paths for file in find_files(str(path))]
-    if len(twice := set(files)) < len(files):
-        first = next(file for file in files if files.count(file) > 1)
+    targets = [file.resolve() for file in files]
+    if len(twice := set(targets)) < len(targets):
+        first = next(file for file, target in zip(files, targets, strict=True) if targets.count(target) > 1)
         raise DataError(f"data.path: {first} is named twice; the {len(twice)} files must be different")
 
     def origin() -> dict[str, Any]:
-        # As make does it: reading all to know whether anything changed would delay each start.
-        stats = [(file, file.stat()) for file in files]
+        # The content: two files may have one name, size and time.
+        names = [file.name for file in files]
         return {
-            "files": [[file.name, stat.st_size, stat.st_mtime_ns] for file, stat in stats],
+            "sha256": [list(pair) for pair in zip(names, hashes_of(files, memory), strict=True)],
             "column": column,
             "document": document,
         }
 
-    def proof() -> dict[str, Any]:
-        return {"sha256": [file_sha256(file) for file in files]}
-
     return Documents(
         origin,
         lambda: [_READERS[_kind(file)](file, column, document) for file in files],
-        sum(int(file.stat().st_size / BYTES_PER_TOKEN.get(file.suffix, 4.2)) + 1 for file in files),
-        proof,
+        sum(int(_size(file) / BYTES_PER_TOKEN.get(file.suffix, 4.2)) + 1 for file in files),
     )
 
 
 def find_files(path: str) -> list[Path]:
     """The files that a path, a folder or a pattern stands for, by name.
 
+    A linked file keeps the name of the link, for what it leads to may be called by its hash.
+
     Raises:
-        DataError: there is none, or one has another ending.
+        DataError: there is none, or one has another ending or leads nowhere.
     """
     place = Path(path).expanduser()
     if place.is_dir():
-        found = sorted(file for file in place.rglob("*") if file.is_file() and _kind(file) is not None)
+        found = sorted(_text_below(place, set()))
     elif place.exists():
         found = [place]
     else:
@@ -134,7 +159,31 @@ def find_files(path: str) -> list[Path]:
         )
     if other := next((file for file in found if not file.is_file() or _kind(file) is None), None):
         raise DataError(f"data.path={path}: {other} is not a file in {', '.join(ENDINGS)}; name those")
-    return [file.resolve() for file in found]
+    return [file.absolute() for file in found]
+
+
+def _text_below(folder: Path, entered: set[Path]) -> Iterator[Path]:
+    """Files with one of `ENDINGS`, hidden names left out; a link is followed, no folder is entered twice."""
+    entered.add(folder.resolve())
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            if entry.resolve() not in entered:
+                yield from _text_below(entry, entered)
+        elif _kind(entry) is not None:
+            yield entry
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
 
 
 def _kind(file: Path) -> str | None:

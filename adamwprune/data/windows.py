@@ -1,6 +1,7 @@
 """Token streams as samples: windows of `block_size` inputs and, one further, their targets."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,11 @@ from adamwprune.data.fingerprint import fingerprint
 from adamwprune.data.tokenizer import Tokenizer
 from adamwprune.data.tokens import TokenArray, check_vocab
 from adamwprune.errors import DataError
+
+log = logging.getLogger(__name__)
+
+# Less than this part of the tokens in windows, because of many files, is told.
+LEAST_USED = 0.99
 
 
 class TokenWindows:
@@ -82,11 +88,13 @@ def token_data(
         DataError: the vocabulary is too small, or a part is shorter than a window.
     """
     check_vocab(vocab_size, [*train, *val], name=name, fix=vocab_fix)
+    train_windows = _windows(train, block_size, seed, f"{name}'s training part")
+    val_windows = _windows(val, block_size, None, f"{name}'s validation part")
     tokenizer_sha256 = "none" if tokenizer is None else tokenizer.sha256
     return Data(
         name=name,
-        train=_windows(train, block_size, seed, f"{name}'s training part"),
-        val=_windows(val, block_size, None, f"{name}'s validation part"),
+        train=train_windows,
+        val=val_windows,
         test=None,
         metric="perplexity",
         unit="tokens",
@@ -103,6 +111,9 @@ def token_data(
             "tokenizer_sha256": tokenizer_sha256,
             "train_tokens": sum(len(array.ids) for array in train),
             "val_tokens": sum(len(array.ids) for array in val),
+            # What an epoch has: a window never crosses from a file into the next.
+            "train_tokens_used": len(train_windows) * block_size,
+            "val_tokens_used": len(val_windows) * block_size,
         },
         tokenizer=tokenizer,
     )
@@ -114,4 +125,12 @@ def _windows(arrays: Sequence[TokenArray], block_size: int, seed: int | None, wh
         longest = max((len(array.ids) for array in arrays), default=0)
         most = (longest - 1) // (1 if seed is None else 2)
         raise DataError(f"data.block_size={block_size}: {what} has {longest} tokens; use at most {most}")
+    tokens, used = sum(len(array.ids) for array in arrays), len(windows) * block_size
+    # Each file loses its last, incomplete window, and one to its moving start: small ones lose most.
+    if len(arrays) > 1 and used < LEAST_USED * tokens:
+        log.warning(
+            "%s: an epoch has %s of its %s tokens, since no window of data.block_size=%d crosses from one of "
+            "its %d files into the next; a larger data.shard_tokens makes fewer files",
+            *(what, f"{used:,}", f"{tokens:,}", block_size, len(arrays)),
+        )
     return windows

@@ -57,7 +57,7 @@ class Forecast:
 
     @property
     def hours(self) -> float | None:
-        """Of the whole run, without evaluations."""
+        """Of the whole run at least, for `speed` is a bound."""
         if self.units is None or self.speed is None:
             return None
         return self.units / self.speed.units_per_second / 3600
@@ -94,7 +94,7 @@ def forecast(config: Config, mfu: float) -> Forecast:
     """Predict a run as it is configured.
 
     Raises:
-        ConfigError: the model cannot be followed without data.
+        ConfigError: the model cannot be followed without data, or the budget is less than a step.
     """
     return _forecast(Predictor(workload(config)), config.hardware.micro_batch_size, mfu)
 
@@ -112,6 +112,7 @@ def _largest(predictor: Predictor) -> int | None:
 
 def _forecast(predictor: Predictor, size: int, mfu: float) -> Forecast:
     load, config = predictor.load, predictor.load.config
+    total_steps = budget_steps(config.trainer, load.units_per_sample, load.unit)
     steps = max(1, predictor.share // size)
     traced = predictor.trace(size, grad_accum_steps=steps)
     return Forecast(
@@ -127,6 +128,6 @@ def _forecast(predictor: Predictor, size: int, mfu: float) -> Forecast:
         largest=_largest(predictor),
         speed=expected_speed(predictor, traced, size, mfu),
         mfu=mfu,
-        steps=budget_steps(config.trainer, load.units_per_sample),
+        steps=total_steps,
         checkpoint=checkpoint_bytes(predictor),
     )

@@ -16,11 +16,13 @@ def explanation(config: Config, device: torch.device, text: str) -> str:
 
     Args:
         config: of the run.
-        device: that is full; asked for nothing but its size, where hardware.memory_gb does not say.
+        device: that is full.
         text: torch's words.
     """
     size = config.hardware.micro_batch_size
     full = f"hardware.micro_batch_size={size}: does not fit into the memory of {device} ({text})"
+    if (free := _free_bytes(device)) is not None:
+        full += f"; {free / GIB:.2f} GiB are free"
     try:
         return f"{full}; {_prediction(config, _bytes_of(config, device))}"
     except (ConfigError, RuntimeError) as error:  # a user's model that cannot be followed
@@ -48,6 +50,16 @@ def _next_smaller(config: Config, most: int) -> str:
     share = config.trainer.global_batch_size // config.hardware.num_devices
     fitting = [size for size in divisors(share) if size <= most]
     return f"try hardware.micro_batch_size={fitting[-1]}" if fitting else "try a larger device"
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    """What the device could still give when it was asked for too much; None where nobody can say."""
+    try:
+        if device.type == "cuda":
+            return torch.cuda.mem_get_info(device)[0]
+        return psutil.virtual_memory().available if device.type == "cpu" else None
+    except (OSError, RuntimeError):
+        return None
 
 
 def _bytes_of(config: Config, device: torch.device) -> float:

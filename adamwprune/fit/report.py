@@ -20,7 +20,13 @@ PARTS = {
     "runtime": "context, libraries, workspaces (assumed)",
     "communication": "NCCL (assumed)",
 }
-HEAD = ("model", "hardware", "micro batch", "accumulation", "GiB of a device", "tokens/s", "hours")
+HEAD = (
+    *("model", "hardware", "micro batch", "accumulation", "GiB of a device"),
+    *("{unit}/s at most", "hours at least"),
+)
+NOT_COUNTED = (
+    "bounds, not estimates: the optimizer's pass, exchange of gradients, data and evaluations come on top"
+)
 
 
 def text(forecast: Forecast, choices: Mapping[str, str]) -> str:
@@ -90,14 +96,18 @@ def _speed(forecast: Forecast) -> list[str]:
         reason = (
             f"the memory's {(hardware.memory_bandwidth or 0) / 1e9:,.0f} GB/s, eager; {peak} would be more"
         )
-    lines = [f"speed         {forecast.speed.units_per_second:,.0f} {forecast.unit}/s ({reason})"]
+    lines = [f"speed         at most {forecast.speed.units_per_second:,.0f} {forecast.unit}/s ({reason})"]
     if forecast.hours is None or forecast.units is None:
         return [
             *lines,
             "duration      unknown: no data are read, which trainer.max_epochs counts; give max_steps",
         ]
     steps = f"{forecast.steps:,} steps, {forecast.units / 1e6:,.0f} M {forecast.unit}"
-    return [*lines, f"duration      {forecast.hours:,.1f} hours ({steps}), without evaluations"]
+    return [
+        *lines,
+        f"duration      at least {forecast.hours:,.1f} hours ({steps})",
+        f"              {NOT_COUNTED}",
+    ]
 
 
 def _disk(forecast: Forecast) -> str:
@@ -131,6 +141,6 @@ def _rounded(number: float) -> int:
 
 def table(rows: list[tuple[str, ...]], unit: str) -> str:
     """Markdown."""
-    head = tuple(f"{unit}/s" if name == "tokens/s" else name for name in HEAD)
+    head = tuple(name.format(unit=unit) for name in HEAD)
     lines = [head, ("---", "---", *["---:"] * (len(head) - 2)), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

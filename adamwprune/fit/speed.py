@@ -1,11 +1,13 @@
-"""How fast a run goes, how long it lasts and what its checkpoints take: arithmetic, nothing is timed.
+"""How fast a run goes at most, how long it lasts at least, what its checkpoints take: nothing is timed.
 
-A step takes the longer of two times:
+A step takes at least the longer of two times:
 
     operations of the model / (MFU x peak of the device)     MFU is assumed
     bytes that an eager step reads and writes / the memory's bandwidth
 
 The second is what holds convolutional networks back, whose norms and activations do little work a byte.
+A real step takes longer than both: the optimizer's pass, the pruner's, the exchange of gradients between
+devices, and waiting for data and evaluations are not counted, and no kernel reaches the bandwidth.
 What activation checkpointing computes again counts as operations here, though not in perf/mfu.
 
 MFU: llm.c trains GPT-2 124M at 463,000 tokens/s on each H100, as quoted by modded-nanogpt: 40 % of the
@@ -15,6 +17,7 @@ peak. Smaller models, and cards whose power limit is low for their peak (L4), re
 from dataclasses import dataclass
 
 from adamwprune.config import TrainerConfig
+from adamwprune.errors import ConfigError
 from adamwprune.fit.memory import Predictor, tensor_bytes
 from adamwprune.fit.trace import Trace
 
@@ -23,7 +26,7 @@ MFU = 0.40
 
 @dataclass(frozen=True)
 class Speed:
-    """Of all devices together."""
+    """Of all devices together, at most."""
 
     units_per_second: float  # tokens or images
     bound: str  # what the time is made of: arithmetic or memory
@@ -31,7 +34,7 @@ class Speed:
 
 
 def expected_speed(predictor: Predictor, traced: Trace, micro_batch_size: int, mfu: float) -> Speed | None:
-    """Speed at a micro batch size; None where the device's peak is unknown."""
+    """The bound on speed at a micro batch size; None where the device's peak is unknown."""
     load, hardware = predictor.load, predictor.load.config.hardware
     if hardware.peak_flops is None:
         return None
@@ -51,13 +54,24 @@ def operations(predictor: Predictor, traced: Trace, micro_batch_size: int) -> fl
     return float(own() * micro_batch_size * predictor.load.units_per_sample + traced.recomputed)
 
 
-def budget_steps(trainer: TrainerConfig, units_per_sample: int) -> int | None:
-    """Optimizer steps of the run; None where they depend on the size of the data (trainer.max_epochs)."""
+def budget_steps(trainer: TrainerConfig, units_per_sample: int, unit: str) -> int | None:
+    """Optimizer steps of the run; None where they depend on the size of the data (trainer.max_epochs).
+
+    Raises:
+        ConfigError: less than one step, or a budget of tokens for images; the run would be refused, too.
+    """
     if trainer.max_steps is not None:
         return trainer.max_steps
-    if trainer.max_tokens is not None:
-        return trainer.max_tokens // (trainer.global_batch_size * units_per_sample)
-    return None
+    if trainer.max_tokens is None:
+        return None
+    if unit != "tokens":
+        raise ConfigError(
+            f"trainer.max_tokens={trainer.max_tokens}: the data have no tokens; use trainer.max_epochs"
+        )
+    per_step = trainer.global_batch_size * units_per_sample
+    if trainer.max_tokens < per_step:
+        raise ConfigError(f"trainer.max_tokens={trainer.max_tokens}: less than one step, {per_step:,} tokens")
+    return trainer.max_tokens // per_step
 
 
 def checkpoint_bytes(predictor: Predictor) -> int:

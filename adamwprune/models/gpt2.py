@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from adamwprune.errors import ConfigError
+from adamwprune.errors import CheckpointError, ConfigError
 from adamwprune.models.hugging_face import EMBEDDING, from_hugging_face
 from adamwprune.models.weights import load_file_
 from adamwprune.ranges import Fraction, PositiveInt
@@ -114,12 +114,22 @@ class GPT2(nn.Module):
         return 6 * n + 12 * len(self.transformer.h) * n_embd * block_size
 
     def _convert(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of a file in our layout, with the padding of this model instead of theirs."""
+        """Weights of a file in our layout, with the padding of this model instead of none.
+
+        Raises:
+            CheckpointError: rows of the file that would be padding here are not 0, as padding of ours is.
+        """
         ours, rows = from_hugging_face(state), self.lm_head.out_features
         embedding = ours.get(EMBEDDING)
-        if embedding is not None and len(embedding) in (self.vocab_size, rows):
-            vocabulary = embedding[: self.vocab_size]
-            ours[EMBEDDING] = F.pad(vocabulary, (0, 0, 0, rows - self.vocab_size))
+        if embedding is None or len(embedding) not in (self.vocab_size, rows):
+            return ours
+        trained = 0 if embedding.is_meta else int(embedding[self.vocab_size :].any(dim=1).sum())
+        if trained:
+            raise CheckpointError(
+                f"{EMBEDDING} has {len(embedding)} rows, {trained} of them trained beyond data.vocab_size="
+                f"{self.vocab_size}: they would be cut off; use data.vocab_size={len(embedding)}"
+            )
+        ours[EMBEDDING] = F.pad(embedding[: self.vocab_size], (0, 0, 0, rows - self.vocab_size))
         return ours
 
 

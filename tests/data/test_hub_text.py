@@ -20,6 +20,7 @@ from adamwprune.data.files.assets import read_asset
 from adamwprune.data.files.cache import NotThere
 from adamwprune.data.preparation import prepared, shards
 from adamwprune.data.preparation.encoding import is_validation
+from adamwprune.data.text_files import text
 from adamwprune.errors import ConfigError, DataError, DiskError
 
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -145,6 +146,68 @@ def test_second_use_needs_neither_datasets_nor_the_files(tmp_path, folder, monke
     elsewhere = tmp_path / "elsewhere"
     prepared_folder(tmp_path).rename(elsewhere)
     assert make(tmp_path, source="shards", path=str(elsewhere)).fingerprint == first.fingerprint
+
+
+def test_shards_of_another_text_are_refused(tmp_path, folder):
+    """No data set stands in for another: not one of the user's, nor another of the hub or sample of it."""
+    make(tmp_path, path=str(folder))
+    shards_folder = prepared_folder(tmp_path)
+    keys = {"source": "shards", "path": str(shards_folder)}
+    with pytest.raises(DataError, match=r"hub_id=HuggingFaceFW/fineweb-edu, and data=openwebtext has Sky"):
+        make(tmp_path, "openwebtext", **keys)
+    with pytest.raises(DataError, match=r"files=\['sample/10BT/\*.parquet'\], .* another text"):
+        make(tmp_path, sample="100BT", **keys)
+    (tmp_path / "own.txt").write_text("\n".join(map(str, range(100))))
+    own = {"column": "text", "document": "line", "vocab_size": 50257, "block_size": 4, "seed": 0}
+    data_dir = str(tmp_path / "other")
+    made = text(path=str(tmp_path / "own.txt"), data_dir=data_dir, val_fraction=VAL_FRACTION, **own)
+    with pytest.raises(DataError, match=r"hub_id=null, and data=finewebedu has Hugging.* another text"):
+        make(tmp_path, source="shards", path=made.facts["folder"])
+
+
+def test_shards_are_of_the_keys_that_name_them(tmp_path, folder):
+    """A key that cannot change them is refused unless it says what they are; with the keys that do."""
+    make(tmp_path, path=str(folder))
+    keys = {"source": "shards", "path": str(prepared_folder(tmp_path))}
+    with pytest.raises(DataError, match=r"data.max_tokens=10, data.val_fraction=0.9: ") as caught:
+        make(tmp_path, **keys, max_tokens=10, val_fraction=0.9)
+    assert str(caught.value).endswith("use data.max_tokens=10050000000 data.val_fraction=0.2")
+
+
+def test_shards_of_another_revision_are_refused(tmp_path, folder, monkeypatch):
+    """Where the manifest knows it."""
+    load = hub.load
+    monkeypatch.setattr(hub, "load", lambda location, revision=None, **options: load(folder, **options))
+    monkeypatch.setattr(hub, "check", lambda: None)
+    first = make(tmp_path, source="hub")
+    keys = {"source": "shards", "path": str(prepared_folder(tmp_path))}
+    assert make(tmp_path, **keys).fingerprint == first.fingerprint
+    with pytest.raises(DataError, match=r"revision=87f0.*, and data=finewebedu has 0000"):
+        make(tmp_path, **keys, revision="0" * 40)
+
+
+def test_copies_of_the_same_names_sizes_and_times_are_told_apart(tmp_path, addresses):
+    """The folder of tokens is named by content."""
+    import pyarrow
+
+    made, sizes = [], set()
+    for version, end in (("v1", "x"), ("v2", "y")):
+        file = tmp_path / version / "sample" / "10BT" / "0.parquet"
+        file.parent.mkdir(parents=True)
+        texts = [text[:2000] + end for text in addresses]
+        parquet.write_table(pyarrow.table({"text": texts}), file, compression="none")
+        os.utime(file, ns=(1, 1))
+        sizes.add(file.stat().st_size)
+        made.append(make(tmp_path, path=str(tmp_path / version)))
+    assert len(sizes) == 1
+    assert made[0].fingerprint != made[1].fingerprint
+
+
+@pytest.mark.parametrize(("name", "sample"), [("openwebtext", "10BT"), ("finewebedu", None)])
+def test_sample_is_named_where_there_are_some(tmp_path, name, sample):
+    """A value that cannot apply is not passed over."""
+    with pytest.raises(ConfigError, match=r"data.sample="):
+        make(tmp_path, name, path=str(tmp_path), sample=sample)
 
 
 def test_fingerprint_is_of_content_not_of_names_and_times(tmp_path, folder, addresses):

@@ -74,11 +74,70 @@ def test_parts_that_have_folders_are_taken(pictures, tmp_path):
     """With val nothing is split off; test is the test part."""
     for part, chosen in (("train", slice(0, 6)), ("val", slice(6, 8)), ("test", slice(8, 10))):
         write(tmp_path / "photos" / part, [group[chosen] for group in pictures])
-    data = make(tmp_path / "photos", tmp_path)
+    data = make(tmp_path / "photos", tmp_path, val_fraction=None)
     assert (len(data.train), len(data.val), len(data.test)) == (18, 6, 6)
     inputs, targets = everything(data.test)
     assert np.array_equal((inputs[0] * 255).round().byte().numpy(), pictures[0][8])
     assert targets.tolist() == [0, 0, 1, 1, 2, 2]
+    for keys in ({"val_fraction": 0.1}, {"val_fraction": None, "split_seed": 0}):
+        with pytest.raises(ConfigError, match=r"data\.\w+=0.*: .*photos has a folder val, which validates"):
+            make(tmp_path / "photos", tmp_path, **keys)
+
+
+def test_copies_of_an_image_are_in_one_part(pictures, tmp_path, caplog):
+    """Whatever their names and classes, of any draw; the split without copies is that of all images."""
+    copied = [np.concatenate([group, group[:4]]) for group in pictures]
+    copied[2][-1] = pictures[0][0]
+    root = write(tmp_path / "photos", copied)
+    for split_seed in range(5):
+        data = make(root, tmp_path, split_seed=split_seed)
+        train, val = (
+            {image.numpy().tobytes() for image in everything(part)[0]} for part in (data.train, data.val)
+        )
+        assert not train & val
+        assert (len(train) + len(val), len(data.train) + len(data.val)) == (30, 42)
+    assert "12 of 42 images are copies" in caplog.text
+    assert make(root, tmp_path, val_fraction=None, split_seed=None).facts["val_fraction"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "words"), [("train", "val", "training"), ("val", "test", "validation")]
+)
+def test_copies_in_two_folders_are_refused(pictures, tmp_path, one, other, words):
+    """With both files, and how many there are."""
+    for part, chosen in (("train", slice(0, 4)), ("val", slice(4, 7)), ("test", slice(7, 10))):
+        write(tmp_path / "photos" / part, [group[chosen] for group in pictures])
+    for number in (0, 1):
+        copy = (tmp_path / "photos" / one / "dog" / f"0{number}.png").read_bytes()
+        (tmp_path / "photos" / other / "cat" / f"copy{number}.png").write_bytes(copy)
+    message = (
+        rf"{other}/cat/copy0.png: is the {words} image .*{one}/dog/00.png; .*\(2 of 1[14] images of {other} "
+    )
+    with pytest.raises(DataError, match=message):
+        make(tmp_path / "photos", tmp_path, val_fraction=None)
+
+
+def test_class_without_an_image_in_one_part(pictures, tmp_path):
+    """What the other parts have is not advised away."""
+    write(tmp_path / "photos" / "train", [group[:5] for group in pictures])
+    for name, group in zip(CLASSES[1:], pictures[1:], strict=True):
+        (tmp_path / "photos" / "val" / name).mkdir(parents=True)
+        (tmp_path / "photos" / "val" / name / "a.png").write_bytes(encoded(group[9]))
+    with pytest.raises(
+        DataError, match=r"val part .* has 2 classes, and no image of class 0; add images of it$"
+    ):
+        make(tmp_path / "photos", tmp_path, val_fraction=None)
+
+
+def test_link_that_leads_nowhere_is_named(pictures, tmp_path):
+    """As is a file that vanished while the folder was listed; a link to a file is one."""
+    root = write(tmp_path / "photos", pictures)
+    (root / "cat" / "link.png").symlink_to(tmp_path / "there.png")
+    (tmp_path / "there.png").write_bytes(encoded(pictures[0][0][:, :20]))
+    assert len(make(root, tmp_path).train) + len(make(root, tmp_path).val) == 31
+    (tmp_path / "there.png").unlink()
+    with pytest.raises(DataError, match=r"cat/link.png: cannot be read \(No such file"):
+        make(root, tmp_path)
 
 
 def test_batches_are_pure_whatever_the_threads(pictures, tmp_path):
@@ -249,7 +308,11 @@ def test_what_does_not_fit_is_refused(pictures, tmp_path):
         ({"path": str(tmp_path / "nowhere")}, DataError, "nowhere: no such folder"),
         ({"path": str(tmp_path / "empty")}, DataError, "must have a sub-folder of images for each class"),
         ({"path": str(tmp_path / "both")}, DataError, "has train and cat"),
-        ({"path": str(tmp_path / "other")}, DataError, "fox: the training part has no such class"),
+        (
+            {"path": str(tmp_path / "other"), "val_fraction": None},
+            DataError,
+            "fox: the training part has no such class",
+        ),
         ({"path": str(tmp_path / "bare"), "num_classes": 4}, DataError, "fish: has no image"),
         ({"val_fraction": 0.01}, DataError, "leaves class 0 without a validation image"),
     ]

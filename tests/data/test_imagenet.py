@@ -6,10 +6,17 @@ import torch
 
 from adamwprune.data import imagenet
 from adamwprune.data.imaging.shipped import read_images
-from adamwprune.errors import DataError, DiskError
+from adamwprune.errors import ConfigError, DataError, DiskError
 from tests.helpers.image_sets import encoded, write_hub
 
 pytest.importorskip("PIL")
+
+
+@pytest.fixture(autouse=True)
+def small_imagenet(monkeypatch):
+    """The sizes that are held to be published, here those of `photographs`."""
+    monkeypatch.setattr(imagenet, "NUM_CLASSES", 2)
+    monkeypatch.setattr(imagenet, "PUBLISHED", {"training": 24, "validation": 8})
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +77,10 @@ def test_folder_and_parquet_show_the_same_images(photographs, tmp_path):
     assert make(tmp_path, source="hub", path=str(hub), seed=1).fingerprint == parquet.fingerprint
 
 
-def test_evaluation_shows_the_centre(photographs, tmp_path):
+def test_evaluation_shows_the_centre(photographs, tmp_path, monkeypatch):
     """7/8 of the shorter side, resized, against pillow's resize and crop of an image without edges."""
     ramp = np.broadcast_to(np.linspace(0, 255, 64).astype(np.uint8), (3, 64, 64))
+    monkeypatch.setitem(imagenet.PUBLISHED, "validation", 2)
     root = write_folder(tmp_path / "folder", {**photographs, "test": (np.stack([ramp, ramp]), [0, 1])})
     inputs, _ = make(tmp_path, path=str(root)).test.batch(np.array([0]), 0)
     row = (inputs[0, 0, 16] * imagenet.NORMALISATION.std[0] + imagenet.NORMALISATION.mean[0]) * 255
@@ -103,6 +111,21 @@ def test_what_is_missing_is_one_line(photographs, tmp_path):
         DataError, match=r"has 1 of 2 files data/train-\*.parquet; where there is a network: hf download"
     ):
         make(tmp_path, source="hub", path=str(hub))
+
+
+def test_another_set_is_not_called_imagenet(photographs, tmp_path, monkeypatch):
+    """By its classes and counts, from folders and from parquet; with what takes it."""
+    pytest.importorskip("datasets")
+    folder = write_folder(tmp_path / "folder", photographs)
+    hub = write_hub(tmp_path / "hub", imagenet.HUB, photographs, format="JPEG")
+    with pytest.raises(ConfigError, match=r"data.num_classes=3: ImageNet has 2; .* data=images"):
+        make(tmp_path, path=str(folder), num_classes=3)
+    for part, words in (("training", "24 training"), ("validation", "8 validation")):
+        with monkeypatch.context() as patch:
+            patch.setitem(imagenet.PUBLISHED, part, 50_000)
+            for keys in ({"path": str(folder)}, {"path": str(hub), "source": "hub"}):
+                with pytest.raises(DataError, match=rf"has {words} images, ImageNet 50,000; .* data=images"):
+                    make(tmp_path, **keys)
 
 
 def test_room_for_the_second_copy_is_checked_first(photographs, tmp_path, monkeypatch):

@@ -107,10 +107,13 @@ def test_batch_is_pure_and_does_not_hand_out_the_data():
     [
         ({"channels": 3}, "data.channels=3: .* have 1; use 1"),
         ({"image_size": 28}, "data.image_size=28: .* have 4; use 4"),
-        ({"num_classes": 4}, "data.num_classes=4: file has 3; use 3"),
+        (
+            {"num_classes": 4},
+            "data.num_classes=4: file has 3 classes, and no image of class 3; .* or use 3 if",
+        ),
         ({"num_classes": 2}, "data.num_classes=2: file has label 2 at index 2"),
         ({"content": images_of([0, 1, -1])}, "file has label -1 at index 2"),
-        ({"content": images_of([1] * 8)}, "file has 1; use 1"),
+        ({"content": images_of([1] * 8)}, "file has 1 classes, and no image of class 0; add images of it$"),
         ({"test": images_of([0, 1, 5], "other")}, "other has label 5 at index 2"),
         ({"test": images_of([])}, "0 images with 0 labels"),
         ({"val_fraction": 0.0}, "data.val_fraction=0.0: leaves class 0 without a validation image"),

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -428,6 +428,18 @@ def test_too_little_space_is_refused_before_anything_is_created(tmp_path, texts,
     (tmp_path / "data" / "text.partial").mkdir(parents=True)
     (tmp_path / "data" / "text.partial" / "train-00000.bin").write_bytes(bytes(1_000))
     make(tmp_path / "data" / "text", corpus(Memory(texts)))
+
+
+def test_bound_that_a_small_corpus_does_not_reach_needs_no_space(tmp_path, texts, monkeypatch):
+    """`max_tokens` is at most; where the corpus is the larger one it decides, and too little is refused."""
+    usage = shutil.disk_usage(tmp_path)._replace(free=5_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    bounded = make(tmp_path / "bounded", corpus(Memory(texts)), replace(RECIPE, max_tokens=10**12))
+    assert contents(bounded).keys() == contents(make(tmp_path / "all", corpus(Memory(texts)))).keys()
+    large = Documents(lambda: {"from": "memory"}, lambda: [Memory(texts)], tokens=10**12)
+    make(tmp_path / "beginning", large, replace(RECIPE, max_tokens=1500))
+    with pytest.raises(DiskError, match=r"needs about 6e-06 GB"):
+        make(tmp_path / "more", large, replace(RECIPE, max_tokens=3000))
 
 
 # --- verified once, remembered ---

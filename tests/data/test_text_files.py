@@ -1,12 +1,14 @@
 """Text from files of the user's: what is found, what a document is, and what is refused."""
 
 import gzip
+import hashlib
 import json
 import lzma
 import os
 
 import pytest
 
+from adamwprune.data.files import known_hashes
 from adamwprune.data.preparation.shards import read_shards
 from adamwprune.data.text_files import find_files, text, text_documents
 from adamwprune.errors import ConfigError, DataError
@@ -98,7 +100,41 @@ def test_files_folders_and_patterns(tmp_path):
     assert found("*.txt") == ["a.txt", "b.txt"]
     assert found("**/*.txt*") == ["a.txt", "b.txt", "deep/er/d.txt.xz"]
     origin = text_documents([str(tmp_path / "b.txt"), str(tmp_path / "deep")]).origin()
-    assert [name for name, *_ in origin["files"]] == ["b.txt", "c.jsonl", "d.txt.xz"]
+    assert [name for name, _ in origin["sha256"]] == ["b.txt", "c.jsonl", "d.txt.xz"]
+
+
+def test_hidden_names_in_a_folder_are_none_of_the_text(tmp_path):
+    """What git or an editor keeps there; named, it is read."""
+    for name in ("a.txt", ".git/b.txt", ".c.txt", "deep/.d.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert [file.name for file in find_files(str(tmp_path))] == ["a.txt"]
+    assert read(tmp_path / ".git" / "b.txt") == [".git/b.txt"]
+
+
+def test_linked_folders_are_followed_and_none_is_entered_twice(tmp_path):
+    """A cycle ends; what is reached by two ways is text once."""
+    write(tmp_path / "elsewhere.txt", "no")
+    for name in ("corpus/own", "corpus/z", "far"):
+        (tmp_path / name).mkdir(parents=True)
+        write(tmp_path / name / "a.txt", name)
+    (tmp_path / "corpus" / "linked").symlink_to(tmp_path / "far")
+    (tmp_path / "corpus" / "own" / "loop").symlink_to(tmp_path / "corpus")
+    (tmp_path / "corpus" / "y").symlink_to(tmp_path / "corpus" / "z")
+    assert read(tmp_path / "corpus") == ["far", "corpus/own", "corpus/z"]
+
+
+@pytest.mark.parametrize("path", ["", "*.jsonl", "some.jsonl"])
+def test_linked_file_has_the_ending_of_the_link(tmp_path, path):
+    """As the hub's cache and git-annex keep files: what a link leads to is called by its hash."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    write(tmp_path / "blobs" / "5f0c1d", json.dumps({"text": "hello"}))
+    (tmp_path / "snapshot" / "some.jsonl").symlink_to("../blobs/5f0c1d")
+    assert read(tmp_path / "snapshot" / path) == ["hello"]
+    (tmp_path / "blobs" / "5f0c1d").unlink()
+    with pytest.raises(DataError, match=r"some.jsonl"):
+        read(tmp_path / "snapshot" / path)
 
 
 @pytest.mark.parametrize(
@@ -175,19 +211,86 @@ def make(tmp_path, path, **keys):
 
 
 def test_text_is_a_data_set_that_knows_its_files(tmp_path):
-    """Prepared once; again when a file has changed, in another folder; moved, it is still the same."""
+    """Prepared once; again when a file has changed, in another folder; moved or touched, it is the same."""
     file = write(tmp_path / "lines.txt", "\n".join(f"line {number} of some text" for number in range(40)))
     first = make(tmp_path, str(file))
     assert make(tmp_path, [str(file)]).facts == first.facts
     os.renames(file, moved := tmp_path / "moved" / "lines.txt")
     assert make(tmp_path, str(tmp_path / "moved")).facts["folder"] == first.facts["folder"]
     os.utime(moved, ns=(1, 1))
-    touched = make(tmp_path, str(moved))
-    assert touched.facts["folder"] != first.facts["folder"]
-    assert touched.fingerprint == first.fingerprint
+    assert make(tmp_path, str(moved)).facts == first.facts
     with pytest.raises(DataError, match=r"leave . documents to train and . to validate on; .*shorter"):
         make(tmp_path, str(moved), document="file")
-    assert len(read_shards(tmp_path / "data" / first.facts["folder"]).recipe["sha256"]) == 1
+    recipe = read_shards(tmp_path / "data" / first.facts["folder"]).recipe
+    assert recipe["sha256"] == [["lines.txt", hashlib.sha256(moved.read_bytes()).hexdigest()]]
+
+
+def words(word):
+    """Forty lines; as long for every word of a length."""
+    return "\n".join(f"{word} number {number}" for number in range(40))
+
+
+def test_another_file_of_the_same_name_size_and_time_is_other_data(tmp_path):
+    """Beside it, and in its place with its time set back; and each is known again without being read."""
+    files = [tmp_path / name / "corpus.txt" for name in ("v1", "v2")]
+    for file, word in zip(files, ("cat", "dog"), strict=True):
+        file.parent.mkdir()
+        write(file, words(word))
+        os.utime(file, ns=(1, 1))
+    cat, dog = (make(tmp_path, str(file)) for file in files)
+    assert cat.fingerprint != dog.fingerprint
+    assert len({cat.facts["folder"], dog.facts["folder"]}) == 2
+    write(files[0], words("eel"))
+    os.utime(files[0], ns=(1, 1))
+    assert make(tmp_path, str(files[0])).fingerprint not in {cat.fingerprint, dog.fingerprint}
+    files[1].replace(files[0])
+    assert make(tmp_path, str(files[0])).facts == dog.facts
+
+
+def test_files_are_hashed_once(tmp_path, monkeypatch):
+    """While path, size, times and inode are the same; a damaged memory costs time alone."""
+    hashed = []
+    sha256 = known_hashes.file_sha256
+    monkeypatch.setattr(known_hashes, "file_sha256", lambda file: hashed.append(file.name) or sha256(file))
+    for name in ("a.txt", "b.txt"):
+        write(tmp_path / name, words(name))
+    first = make(tmp_path, str(tmp_path / "*.txt"))
+    hashed.clear()
+    assert make(tmp_path, str(tmp_path / "*.txt")).facts == first.facts
+    assert hashed == []
+    os.utime(tmp_path / "b.txt", ns=(1, 1))
+    assert make(tmp_path, str(tmp_path / "*.txt")).facts == first.facts
+    assert hashed == ["b.txt"]
+    (memory,) = (tmp_path / "data").glob("hashes-*.json")
+    for damage in ("", "[]", '{"format": "adamwprune-hashes-1", "files": {"a": 5}}'):
+        memory.write_text(damage)
+        hashed.clear()
+        assert make(tmp_path, str(tmp_path / "*.txt")).facts == first.facts
+        assert hashed == ["a.txt", "b.txt"]
+
+
+@pytest.mark.parametrize("name", ["../evil", "", "..", "a/b", "/evil", "a\nb"])
+def test_name_is_that_of_a_folder_in_data_dir(tmp_path, name):
+    """Exit 2 before anything is read or made."""
+    file = write(tmp_path / "lines.txt", words("cat"))
+    with pytest.raises(ConfigError, match=r"data.name="):
+        make(tmp_path, str(file), name=name)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["lines.txt"]
+
+
+def test_carried_shards_are_those_of_the_keys(tmp_path):
+    """The same data where the text is not; other keys are refused with the right ones; of one folder."""
+    file = write(tmp_path / "lines.txt", words("cat"))
+    first = make(tmp_path, str(file))
+    os.renames(first.facts["folder"], carried := str(tmp_path / "carried"))
+    file.unlink()
+    assert make(tmp_path, carried, source="shards").fingerprint == first.fingerprint
+    with pytest.raises(DataError, match=r"data.max_tokens=10: .*; use data.max_tokens=null$"):
+        make(tmp_path, carried, source="shards", max_tokens=10)
+    with pytest.raises(DataError, match=r"document=line, .* another text"):
+        make(tmp_path, carried, source="shards", document="file")
+    with pytest.raises(ConfigError, match=r"takes one prepared folder"):
+        make(tmp_path, [carried], source="shards")
 
 
 def test_remapped_text_says_how_many_tokens_there_are(tmp_path):

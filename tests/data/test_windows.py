@@ -57,6 +57,17 @@ def test_streams_shorter_than_a_window_are_empty(length):
         dataset.batch(np.array([0]), epoch=0)
 
 
+@pytest.mark.parametrize(("files", "used"), [(1, 992), (4, 4 * 240), (12, 12 * 72)])
+def test_tokens_that_many_files_cost_are_told(files, used, caplog):
+    """1,008 tokens in blocks of 8: each file keeps back up to two; the record has what is left."""
+    shards = [TokenArray.of(ids) for ids in np.split(np.arange(1008, dtype=np.uint16), files)]
+    keys = {"vocab_size": 1008, "block_size": 8, "seed": 0, "tokenizer": None, "vocab_fix": "", "facts": {}}
+    facts = token_data(name="mine", train=shards, val=shards[:1], **keys).facts
+    assert (facts["train_tokens"], facts["train_tokens_used"]) == (1008, used)
+    assert ("data.shard_tokens" in caplog.text) == (files > 1)
+    assert (f"an epoch has {used:,} of its 1,008 tokens" in caplog.text) == (files > 1)
+
+
 def test_batch_is_pure():
     """Order, grouping and repetition do not matter, and no caller can spoil the data through a batch."""
     dataset = TokenWindows([np.arange(1000, dtype=np.uint16)], 10, seed=7)

@@ -35,8 +35,11 @@ def test_text_names_parts_batch_speed_and_disk(capsys):
         "in all, of 19.00 = 85% of 22.35",
         "batch         64 = 16 x 4 x 1",
         "largest       16",
+        "speed         at most ",
         "tokens/s (assumed: 40% of 70.0 TFLOP/s on each device (MFU))",
+        "duration      at least ",
         "hours (1,500 steps",
+        "bounds, not estimates: the optimizer's pass",
         "checkpoints of",
     ):
         assert words in out, words

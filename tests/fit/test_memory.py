@@ -124,6 +124,11 @@ def _with(hardware, **changes):
 
 def test_budgets():
     """Steps are given, or follow from tokens; epochs depend on data that are not read."""
-    assert budget_steps(TrainerConfig(max_steps=7), 1) == 7
-    assert budget_steps(TrainerConfig(global_batch_size=64, max_tokens=100_000), 64) == 100_000 // (64 * 64)
-    assert budget_steps(TrainerConfig(max_epochs=3.0), 1) is None
+    assert budget_steps(TrainerConfig(max_steps=7), 1, "tokens") == 7
+    tokens = TrainerConfig(global_batch_size=64, max_tokens=100_000)
+    assert budget_steps(tokens, 64, "tokens") == 100_000 // (64 * 64)
+    assert budget_steps(TrainerConfig(max_epochs=3.0), 1, "images") is None
+    with pytest.raises(ConfigError, match=r"trainer.max_tokens=100000: less than one step, 131,072 tokens"):
+        budget_steps(tokens, 2048, "tokens")
+    with pytest.raises(ConfigError, match=r"trainer.max_tokens=100000: the data have no tokens"):
+        budget_steps(tokens, 1, "images")

@@ -415,6 +415,16 @@ def test_a_file_in_our_own_layout_loads(tmp_path, multiple):
     )
 
 
+def test_trained_rows_are_not_cut_off_as_padding(tmp_path):
+    """A file with a larger vocabulary, of just as many rows as ours has with its padding."""
+    state = dict(tiny(pad_vocab_to_multiple_of=64).named_parameters())
+    embedding = state["transformer.wte.weight"].detach().clone()
+    embedding[98:100] = 1e-3
+    message = r"wte.weight has 128 rows, 2 of them trained beyond data.vocab_size=97: .* data.vocab_size=128"
+    with pytest.raises(CheckpointError, match=message):
+        loaded(tmp_path, {**state, "transformer.wte.weight": embedding}, pad_vocab_to_multiple_of=64)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_saved_weights_are_theirs(bias):
     """GPT2LMHeadModel loads them without a missing or unknown name, and gives our logits: 1e-5 as above."""

@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 # A dead network must not hold a run for minutes; 20 MB on a slow line still fit.
 DOWNLOAD_SECONDS = 300
+# Of one file in a package; the largest that is wanted has 26 MB.
+MOST_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,8 @@ def debian_members(package: DebianPackage, file: Path, names: Sequence[str]) -> 
             with tarfile.open(fileobj=unpacking.stdout, mode="r|") as archive:
                 for member in archive:
                     if member.name in wanted and member.isfile():
+                        if member.size > MOST_BYTES:
+                            raise DataError(f"{file}: {member.name} has {member.size:,} bytes")
                         found[wanted[member.name]] = archive.extractfile(member).read()
             words = unpacking.stderr.read().decode(errors="replace")
     except FileNotFoundError as error:

@@ -36,5 +36,9 @@ def read_arrays(content: bytes) -> Any:
     """
     try:
         return _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError) as error:
+    # Whatever its bytes make the reader stumble over; too large or too deep is damage too.
+    except (
+        *(pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError),
+        *(OverflowError, MemoryError, RecursionError),
+    ) as error:
         raise DataError(f"a damaged pickle: {error}") from error

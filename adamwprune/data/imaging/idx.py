@@ -6,6 +6,7 @@ Source: http://yann.lecun.com/exdb/mnist, "The IDX file format".
 
 import gzip
 import hashlib
+import io
 import struct
 import zlib
 from collections.abc import Callable, Mapping
@@ -21,6 +22,8 @@ from adamwprune.data.imaging.published import Parts
 from adamwprune.errors import DataError
 
 UNSIGNED_BYTE = 8
+# Of one file, unpacked; the largest that is published has 47 MB. A few kilobytes can unpack to gigabytes.
+MOST_BYTES = 1 << 28
 
 # The four published files: images and labels to train on, then to test on.
 NAMES = (
@@ -121,6 +124,10 @@ def proven(arrays: Mapping[str, np.ndarray], md5: Mapping[str, str], origin: str
 
 def _unpacked(content: bytes, name: str) -> bytes:
     try:
-        return gzip.decompress(content)
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:
+            unpacked = stream.read(MOST_BYTES + 1)
+        if len(unpacked) > MOST_BYTES:
+            raise DataError(f"{name}: unpacks to more than {MOST_BYTES:,} bytes, which no file of these has")
+        return unpacked
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{name}: cannot be read ({error})") from error

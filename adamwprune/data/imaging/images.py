@@ -238,4 +238,10 @@ def check_labels(labels: np.ndarray, num_classes: int, source: str) -> None:
             f"{outside[0]}; its {classes} classes must be labelled 0 to {num_classes - 1}"
         )
     if classes != num_classes:
-        raise DataError(f"data.num_classes={num_classes}: {source} has {classes}; use {classes}")
+        missing = min(set(range(num_classes)) - set(np.unique(labels).tolist()))
+        # Only without the last classes are the others 0, 1, ...: then a smaller number fits them.
+        smaller = f", or use {classes} if no part has one" if missing == classes else ""
+        raise DataError(
+            f"data.num_classes={num_classes}: {source} has {classes} classes, and no image of class "
+            f"{missing}; add images of it{smaller}"
+        )

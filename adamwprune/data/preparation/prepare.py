@@ -57,7 +57,7 @@ def prepare(
         DataError: the documents cannot be read, or changed meanwhile, or a part would be empty.
         DiskError: too little space (nothing was created), or the file system refuses.
     """
-    _check_space(folder, recipe.max_tokens or documents.tokens)
+    _check_space(folder, _expected_tokens(documents, recipe))
     with exclusive(folder):
         if folder.exists():
             return
@@ -90,7 +90,7 @@ class _Preparation:
         """Encode and write from the note on to the end; a note at each finished shard, and now and then."""
         if self._position is None:
             return
-        total = self._recipe.max_tokens or documents.tokens
+        total = _expected_tokens(documents, self._recipe)
         stream = encode_all(
             batches(documents.files(), self._position), self._recipe.val_fraction or 0.0, num_processes
         )
@@ -181,9 +181,14 @@ def _read_note(file: Path) -> dict[str, Any]:
         note = json.loads(file.read_text(encoding="utf-8"))
         if note["format"] != NOTE_FORMAT:
             raise ValueError(f"format is {note['format']}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{file}: cannot be read ({error}); remove {file.parent} to begin anew") from error
     return note
+
+
+def _expected_tokens(documents: Documents, recipe: Recipe) -> int:
+    """About how many there will be: `max_tokens` is a bound, which a small corpus does not reach."""
+    return min(documents.tokens, recipe.max_tokens or documents.tokens)
 
 
 def _check_space(folder: Path, tokens: int) -> None:

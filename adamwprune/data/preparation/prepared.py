@@ -7,18 +7,20 @@ is a data set made of any `Documents`, such as `text_files.text_documents(["corp
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adamwprune.data import bpe
 from adamwprune.data.preparation.documents import Documents
 from adamwprune.data.preparation.prepare import Recipe, prepare
 from adamwprune.data.preparation.remapped import is_remapped, read_vocab_map, remapped
-from adamwprune.data.preparation.shards import Shards, read_shards
+from adamwprune.data.preparation.shards import MANIFEST, Shards, read_manifest, read_shards
 from adamwprune.data.tokenizer import Tokenizer
-from adamwprune.errors import DataError
+from adamwprune.errors import ConfigError, DataError
+from adamwprune.ranges import shown
+from adamwprune.validation import is_name
 
 if TYPE_CHECKING:
     from adamwprune.data.base import Data
@@ -56,9 +58,11 @@ def prepared_text(
         require: called with the folder before anything is created, to refuse what cannot be had now.
 
     Raises:
+        ConfigError: the name cannot be a folder's.
         DataError: not prepared and not to be had, or damaged, or a key does not fit.
         DiskError: too little space.
     """
+    _check_name(name)
     origin = documents.origin()
     described = {**asdict(recipe), **origin, "tokenizer_sha256": bpe.SHA256}
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
@@ -66,6 +70,48 @@ def prepared_text(
     if not folder.exists():
         require(folder)
         prepare(documents, folder, recipe, origin, num_processes)
+    return shards_text(folder, name=name, windows=windows)
+
+
+def carried_text(
+    folder: Path,
+    *,
+    name: str,
+    identity: Mapping[str, Any],
+    recipe: Recipe,
+    windows: Windows,
+    revision: str | None = None,
+) -> "Data":
+    """The `Data` of a folder that was prepared elsewhere, by the same keys: its manifest must say so.
+
+    Args:
+        folder: the prepared folder.
+        name: of the data set.
+        identity: what the text is, as `Documents.origin` says it; all of it must be recorded.
+        recipe: what was taken, and how it was divided; the same.
+        windows: how it becomes samples.
+        revision: of the hub; the same where the manifest knows it, which that of a copied folder does not.
+
+    Raises:
+        ConfigError: the name cannot be a folder's.
+        DataError: it is of another text, or made with other keys, or damaged.
+    """
+    _check_name(name)
+    recorded = read_manifest(folder / MANIFEST).get("recipe")
+    found = recorded if isinstance(recorded, dict) else {}
+    expected = {**identity, "revision": found.get("revision") and revision}
+    others = [key for key, value in expected.items() if found.get(key) != value]
+    if others:
+        key = others[0]
+        raise DataError(
+            f"data.path={folder}: was prepared with {key}={shown(found.get(key))}, and data={name} has "
+            f"{shown(expected[key])}: it is another text; name the data set that it was made from"
+        )
+    wrong = {key: value for key, value in asdict(recipe).items() if found.get(key) != value}
+    if wrong:
+        keys = ", ".join(f"data.{key}={shown(value)}" for key, value in wrong.items())
+        right = " ".join(f"data.{key}={shown(found.get(key))}" for key in wrong)
+        raise DataError(f"{keys}: {folder} was prepared otherwise, and is taken as it is; use {right}")
     return shards_text(folder, name=name, windows=windows)
 
 
@@ -95,6 +141,14 @@ def shards_text(folder: Path, *, name: str, windows: Windows) -> "Data":
             "documents": shards.documents,
         },
     )
+
+
+def _check_name(name: str) -> None:
+    if not is_name(name):
+        raise ConfigError(
+            f"data.name={shown(name)}: must be 1 to 64 of A-Z a-z 0-9 . _ - starting with a letter or digit, "
+            "for it names a folder in data.data_dir"
+        )
 
 
 def _tokenizer(shards: Shards, name: str, windows: Windows) -> tuple[Tokenizer, str]:

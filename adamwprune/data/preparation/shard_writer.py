@@ -108,7 +108,7 @@ class ShardWriter:
 
     def _recover(self, entry: dict[str, Any]) -> dict[str, Any]:
         """A finished shard of an earlier process: read and hashed, and named if it died just before that."""
-        file = self._folder / entry["file"]
+        file = self._folder / Path(entry["file"]).name  # a note is data: it must not lead us elsewhere
         found = file if file.exists() else _partial(file)
         with disk_errors(self._folder):
             _hash_beginning(found, entry["tokens"], entry["sha256"])

@@ -89,7 +89,7 @@ def read_manifest(file: Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: cannot be read ({error}); a folder of prepared text has one") from error
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:

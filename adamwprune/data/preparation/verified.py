@@ -66,7 +66,7 @@ def recall(folder: Path) -> dict[str, Verified]:
             name: Verified(Identity(*map(int, identity)), str(sha256), int(max_id))
             for name, (identity, sha256, max_id) in content["files"].items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
 
