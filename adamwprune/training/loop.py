@@ -32,7 +32,7 @@ from adamwprune.training.divergence import RunningStatistics, diverged, skipped_
 from adamwprune.training.evaluation import cross_entropy, evaluate
 from adamwprune.training.loop_state import LoopState, capture
 from adamwprune.training.records import Records
-from adamwprune.training.saver import Saver
+from adamwprune.training.saver import Saver, Snapshot
 from adamwprune.training.signals import StopRequest
 from adamwprune.training.text_samples import write_texts
 from adamwprune.training.throughput import Throughput
@@ -359,7 +359,7 @@ def save(session: Session) -> None:
     if training.ranks.is_main:
         best = state.best.get("val/loss")
         best_step = int(best["step"]) if best else None
-        session.saver.start(state.step, weights, values, mask_hash=mask_hash, best_step=best_step)
+        session.saver.start(Snapshot(state.step, weights, values, mask_hash, best_step))
 
 
 def finish_saving(session: Session) -> None:

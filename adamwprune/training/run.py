@@ -7,6 +7,7 @@ Order at the end: the last checkpoint, then, on every path out, ledger, trackers
 
 import gc
 import logging
+import sys
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -89,6 +90,11 @@ def train(config: Config, directory: Path) -> float:
         config, directory = ranks.share((config, directory))
         if ranks.is_main:
             stack.enter_context(locked(directory))
+        # Another resume may have brought it to its end while this one waited to begin.
+        if ended := ranks.share(_ended(directory) if ranks.is_main else {}):
+            if ranks.is_main:
+                print(f"{shown_path(directory)}: already complete; nothing to do", file=sys.stderr)
+            return float(ended["metrics"]["final"]["val/loss"])
         run = _Run(config, directory, ranks)
         failure: BaseException | None = None
         try:
@@ -121,6 +127,12 @@ def train(config: Config, directory: Path) -> float:
             run.training = None
             gc.collect()
         return float(summary["metrics"]["final"]["val/loss"])
+
+
+def _ended(directory: Path) -> dict[str, Any]:
+    """The summary of a run that has come to its end; empty for any other."""
+    summary = read_json(directory / SUMMARY)
+    return summary if summary.get("status") == "finished" else {}
 
 
 def _train(run: _Run, stop: StopRequest) -> dict[str, Any]:

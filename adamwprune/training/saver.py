@@ -10,6 +10,7 @@ One save is under way at most: the next one, a stop and the end of the run wait 
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,24 @@ log = logging.getLogger(__name__)
 
 # Share of the free memory that a copy may take; what needs more is written while the training waits.
 SHARE_OF_MEMORY = 0.5
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What one checkpoint is made of.
+
+    Args:
+        step: optimizer steps done.
+        weights, state: as checkpoint.save takes them, on any device.
+        mask_hash: for the manifest.
+        best_step: whose checkpoint stays, however old; None where nothing is the best yet.
+    """
+
+    step: int
+    weights: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+    mask_hash: str
+    best_step: int | None
 
 
 class Saver:
@@ -45,37 +64,29 @@ class Saver:
         self._step = 0
         self._copy: Any = None  # of the last save: memory that is there already is copied to in half the time
 
-    def start(
-        self,
-        step: int,
-        weights: Mapping[str, Tensor],
-        state: Mapping[str, Any],
-        *,
-        mask_hash: str,
-        best_step: int | None,
-    ) -> None:
-        """Begin to write the checkpoint of `step`; what is given may change as soon as this returns."""
+    def start(self, snapshot: Snapshot) -> None:
+        """Begin to write a checkpoint; what is given may change as soon as this returns."""
         assert self._under_way is None, "wait() for the save before"
         free = psutil.virtual_memory().available + nbytes(self._copy)
-        has_room = nbytes(weights) + nbytes(state) < SHARE_OF_MEMORY * free
+        has_room = nbytes((snapshot.weights, snapshot.state)) < SHARE_OF_MEMORY * free
         if has_room:
-            weights, state = self._copy = copied((weights, state), self._copy)
-        self._step = step
-        self._under_way = self._pool.submit(self._write, step, weights, state, mask_hash, best_step)
+            weights, state = self._copy = copied((snapshot.weights, snapshot.state), self._copy)
+            snapshot = replace(snapshot, weights=weights, state=state)
+        self._step = snapshot.step
+        self._under_way = self._pool.submit(self._write, snapshot)
         if not has_room:
             self._under_way.exception()  # waits; training must not change what is being written
 
-    def _write(
-        self,
-        step: int,
-        weights: Mapping[str, Tensor],
-        state: Mapping[str, Any],
-        mask_hash: str,
-        best_step: int | None,
-    ) -> Path:
-        identity = {**self._identity, "masks": mask_hash}
-        saved = save(self._root, step, weights, state, identity=identity, sync_records=self._sync_records)
-        remove_old(self._root, keep=self._keep, best_step=best_step)
+    def _write(self, snapshot: Snapshot) -> Path:
+        saved = save(
+            self._root,
+            snapshot.step,
+            snapshot.weights,
+            snapshot.state,
+            identity={**self._identity, "masks": snapshot.mask_hash},
+            sync_records=self._sync_records,
+        )
+        remove_old(self._root, keep=self._keep, best_step=snapshot.best_step)
         return saved
 
     @property

@@ -251,6 +251,16 @@ def test_ranks_that_found_different_checkpoints_do_not_begin(tmp_path):
         continuation.continue_or_start(apart, directory, None)
 
 
+def test_a_run_that_has_ended_meanwhile_is_left_as_it_is(tmp_path, capsys):
+    """Two resumes of one run: the second looked at it before the first brought it to its end."""
+    config, directory = start(tmp_path / "run", *IMAGES, "trainer.max_steps=4")
+    loss = train(config, directory)
+    before = {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.name != "run.lock"}
+    assert train(config, directory) == loss
+    assert "already complete" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
 def test_only_one_process_may_continue_a_run(tmp_path):
     """The second is refused while the first holds the lock; afterwards it is free."""
     directory = run_directory.claim(tmp_path / "run")

@@ -10,7 +10,7 @@ import torch
 from adamwprune.errors import DiskError
 from adamwprune.training import saver as saver_module
 from adamwprune.training.checkpoint import load_newest, steps_on_disk
-from adamwprune.training.saver import Saver, copied
+from adamwprune.training.saver import Saver, Snapshot, copied
 
 
 @pytest.fixture
@@ -27,9 +27,8 @@ def make(tmp_path):
         saver.close()
 
 
-def start(saver, step, weight, **options):
-    given = {"mask_hash": "m", "best_step": None, **options}
-    saver.start(step, {"w": weight}, {"step": step, "moments": {"v": weight}}, **given)
+def start(saver, step, weight, best_step=None):
+    saver.start(Snapshot(step, {"w": weight}, {"step": step, "moments": {"v": weight}}, "m", best_step))
 
 
 @pytest.fixture
