@@ -32,7 +32,10 @@ def main(composed: DictConfig) -> None:
         let_stops_in()
         from adamwprune.launch import launch
 
-        launch(to_config(composed), directory, job_logging)
+        try:
+            launch(to_config(composed), directory, job_logging)
+        finally:
+            hold_stops()  # how it ended has been told; a signal that comes now changes nothing
 
 
 if __name__ == "__main__":

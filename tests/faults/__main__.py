@@ -14,6 +14,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -59,6 +60,7 @@ def main() -> int:
     """Run, print a line a fault, write the results."""
     options = arguments()
     if options.one:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as a terminal has it, under nohup too
         write(options.out, run_one(options.one, options.tier, options.seed, Path.cwd()))
         return 0
     started = time.monotonic()
