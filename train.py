@@ -19,7 +19,7 @@ from adamwprune.composition import to_config
 from adamwprune.config import register_configs
 from adamwprune.last_words import told
 from adamwprune.resolvers import register_resolvers
-from adamwprune.signal_handlers import hold_stops, let_stops_in
+from adamwprune.signal_handlers import hold_stops, ignore_stops, let_stops_in
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -35,7 +35,7 @@ def main(composed: DictConfig) -> None:
         try:
             launch(to_config(composed), directory, job_logging)
         finally:
-            hold_stops()  # how it ended has been told; a signal that comes now changes nothing
+            ignore_stops()  # how it ended has been told: a signal that comes now changes nothing
 
 
 if __name__ == "__main__":

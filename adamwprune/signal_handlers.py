@@ -33,14 +33,18 @@ _END = b"\0"  # no signal has this number
 def handling(
     handler: Callable[[int, FrameType | None], Any] | signal.Handlers, *numbers: int
 ) -> Iterator[None]:
-    """Let `handler` take these signals within the context; under nohup SIGHUP stays ignored."""
+    """Let `handler` take these signals within the context; under nohup SIGHUP stays ignored.
+
+    What `ignore_stops` was called for within stays ignored.
+    """
     taken = [n for n in numbers if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
     previous = {number: signal.signal(number, handler) for number in taken}
     try:
         yield
     finally:
         for number, old in previous.items():
-            signal.signal(number, old)
+            if handler is signal.SIG_IGN or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, old)
 
 
 class SecondInterrupt:
@@ -120,6 +124,12 @@ def hold_stops() -> None:
 def let_stops_in() -> None:
     """Take those that have waited, and all others."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+def ignore_stops() -> None:
+    """From here to the end of the process no stop signal is heard."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def follow_parent() -> None:

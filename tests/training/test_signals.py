@@ -15,7 +15,13 @@ from adamwprune import run_directory, signal_handlers
 from adamwprune.distributed import Ranks
 from adamwprune.errors import Preempted, RunError, Stopped, exit_code_of
 from adamwprune.last_words import told
-from adamwprune.signal_handlers import SecondInterrupt, handling, stopping_at_once
+from adamwprune.signal_handlers import (
+    STOP_SIGNALS,
+    SecondInterrupt,
+    handling,
+    ignore_stops,
+    stopping_at_once,
+)
 from adamwprune.training.loop_state import LoopState
 from adamwprune.training.signals import stop_requests
 from tests.helpers.runs import IMAGES, configure, start, summary
@@ -185,3 +191,18 @@ def test_a_closed_terminal_saves_the_run(tmp_path):
     report = summary(tmp_path / "run")
     assert (report["status"], report["exit_code"]) == ("preempted", 75)
     assert report["steps"] > 0
+
+
+def test_handlers_come_back_but_for_a_process_that_is_at_its_end():
+    """Ignoring for a while is over with its context; `ignore_stops` is not, or a finished run would be 143."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        with handling(signal.SIG_IGN, signal.SIGINT):
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGINT) is before[signal.SIGINT]
+        with handling(lambda *_: None, *STOP_SIGNALS):
+            ignore_stops()
+        assert {signal.getsignal(number) for number in STOP_SIGNALS} == {signal.SIG_IGN}
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
