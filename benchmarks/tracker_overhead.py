@@ -109,9 +109,8 @@ def direct_both(folder: Path) -> Logger:
 
 def lightning(folder: Path) -> Logger:
     """Lightning's WandbLogger; it has none for Trackio."""
-    from lightning.pytorch.loggers import WandbLogger
-
     import wandb
+    from lightning.pytorch.loggers import WandbLogger
 
     logger = WandbLogger(project="p", save_dir=str(folder), offline=True)
     _ = logger.experiment  # which starts the run

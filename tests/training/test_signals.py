@@ -194,7 +194,7 @@ def test_a_closed_terminal_saves_the_run(tmp_path):
 
 
 def test_handlers_come_back_but_for_a_process_that_is_at_its_end():
-    """Ignoring for a while is over with its context; `ignore_stops` is not, or a finished run would be 143."""
+    """What was ignored for a while comes back; after `ignore_stops` nothing does: a finished run is 0."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         with handling(signal.SIG_IGN, signal.SIGINT):
