@@ -74,11 +74,7 @@ class Trial:
     seconds: float = 0.0  # from the last signal to the end
     left: list[int] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-
-    @property
-    def lost(self) -> int:
-        """Steps that were done and are in no checkpoint."""
-        return self.steps - newest_step(self.directory)
+    lost: int = 0  # steps that were done and are in no checkpoint
 
     @property
     def expected(self) -> tuple[int, ...]:
@@ -101,6 +97,7 @@ def run(tier: Tier, seed: int, scratch: Path) -> Outcome:
     trials += _hanging_tracker(scratch)
     mismatches = []
     for trial in trials:
+        trial.lost = trial.steps - newest_step(trial.directory)
         trial.failures += judge(trial)
         mismatches += [f"{trial.case}: {line}" for line in _continued(trial, unbroken)]
         shutil.rmtree(trial.directory, ignore_errors=True)

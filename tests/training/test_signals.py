@@ -39,6 +39,14 @@ def is_free(directory):
         return True
 
 
+@pytest.fixture(autouse=True)
+def _in_a_terminal():
+    """Under nohup, which ignores SIGHUP, these tests are about a terminal all the same."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGHUP, 143)],
