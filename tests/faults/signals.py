@@ -337,4 +337,5 @@ def _without_handlers(scratch: Path) -> Control:
     child.reached(25)
     child.kill(signal.SIGTERM)
     _await(trial, child)
+    trial.lost = trial.steps - newest_step(trial.directory)
     return Control("a run that leaves SIGTERM to the system", 1, int(len(judge(trial)) == 3))
