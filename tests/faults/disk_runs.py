@@ -113,12 +113,15 @@ def problems_after(directory: Path, reference: Path) -> list[str]:
     child = continue_(directory, before=without_picture)
     if code := child.wait():
         return [f"continued, it ends with {code}: {last_line(child)}"]
-    return differences(reference, directory)
+    return differing(directory, reference)
 
 
 def differing(directory: Path, reference: Path) -> list[str]:
-    """In what a finished run differs from the unbroken one."""
-    return differences(reference, directory)
+    """In what a finished run differs from the unbroken one, such as in having no checkpoint at all."""
+    try:
+        return differences(reference, directory)
+    except CheckpointError as error:
+        return [str(error)]
 
 
 def problems_at_end(child: Child, code: int, told: Path) -> list[str]:
