@@ -35,10 +35,10 @@ TRAIN = ROOT / "train.py"
 # Seconds after which a process is ended; the goals are far below.
 LIMIT = 90
 # How many are started from nothing, of the configuration's and of the others.
-COLD = {"short": (20, 4), "long": (100, 20)}
+COLD = {"short": (20, 3), "long": (100, 20)}
 # How many of the cases that train to the end are done, and of the refusals that need torch.
-TRAINED = {"short": 12, "long": None}
-HEAVY = {"short": 40, "long": None}
+TRAINED = {"short": 6, "long": None}
+HEAVY = {"short": 20, "long": None}
 GOAL_CONFIG, GOAL_OTHERS = 1.0, 5.0
 
 
