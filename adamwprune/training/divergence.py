@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adamwprune.callbacks.base import Alert
-from adamwprune.errors import DivergedError
+from adamwprune.errors import DiskError, DivergedError
 from adamwprune.run_directory import shown_path, write_json
 from adamwprune.training.build import Training
 from adamwprune.training.evaluation import evaluating
@@ -38,10 +39,13 @@ def diverged(
     Every rank calls it, and keeps its own part.
     """
     facts = describe(training, state, loss, norm)
-    file = keep(training, state, facts, directory)
+    try:
+        kept = f"kept in {shown_path(keep(training, state, facts, directory))}"
+    except (OSError, DiskError, SafetensorError) as error:  # which must not hide what has happened
+        kept = f"not kept: {error}"
     return DivergedError(
         f"step {facts['step']}: loss {loss.item():g}, gradient norm {norm:g}, lr {training.applied_lr:g}, "
-        f"first bad layer {facts['layer']}, samples {shown(facts['samples'])} (kept in {shown_path(file)}); "
+        f"first bad layer {facts['layer']}, samples {shown(facts['samples'])} ({kept}); "
         f"the weights are those of step {state.step}; lower optimizer.lr, raise lr_schedule.warmup_steps, or "
         "let trainer.max_skipped_steps such steps be passed over"
     )

@@ -92,7 +92,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tier", choices=["short", "long"], default="short")
     parser.add_argument("--only", help="names of faults, with commas; the others keep their results in --out")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="faults at a time")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)) + 1, help="faults at a time")
     parser.add_argument("--out", type=Path, help="file for the results")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()

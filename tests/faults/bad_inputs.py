@@ -35,7 +35,7 @@ TRAIN = ROOT / "train.py"
 # Seconds after which a process is ended; the goals are far below.
 LIMIT = 90
 # How many are started from nothing, of the configuration's and of the others.
-COLD = {"short": (20, 3), "long": (100, 20)}
+COLD = {"short": (12, 2), "long": (100, 20)}
 # How many of the cases that train to the end are done, and of the refusals that need torch.
 TRAINED = {"short": 6, "long": None}
 HEAVY = {"short": 20, "long": None}
@@ -346,7 +346,7 @@ def run(tier: Tier, seed: int, scratch: Path) -> Outcome:
     importlib.import_module("adamwprune.composition").compose([])  # what is cached of conf/, too
     light = [*TYPED, *LIGHT]
     in_workers(light, log)
-    typed = choose.sample(TYPED, 40) if tier == "short" else TYPED
+    typed = choose.sample(TYPED, 20) if tier == "short" else TYPED
     controls = [hydra_alone(typed, scratch), wrong_answers(scratch)]
     _import("adamwprune.training.run", "adamwprune.launch", "matplotlib.pyplot")
 

@@ -84,6 +84,10 @@ def _mounted(*arguments: str | Path) -> Iterator[None]:
 
 def _run(*command: str | Path) -> None:
     """A command without output; raises OSError with what it says where it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # mkfs lies where only root's PATH leads.
+    path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "PATH": path}
+    )
     if done.returncode:
         raise OSError(f"{command[0]}: {done.stderr.strip() or done.returncode}")

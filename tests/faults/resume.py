@@ -28,11 +28,11 @@ MODELS = ("lenet5", "resnet18", "gpt2-nano")
 EVERY_STEP = ("checkpoint.every=1", f"checkpoint.keep={STEPS}")
 # A continued run writes its last checkpoint alone, and no plot, which takes as long as twenty steps.
 LAST_ONLY = (f"checkpoint.every={STEPS}",)
-# What the short tier resumes from: every step, every sixth, every twentieth.
+# What the short tier resumes from: every third step, every sixth, every twentieth.
 SHORT = {
     ("lenet5", "adamwspam", "movement"): 6,
     ("resnet18", "sgd", "magnitude"): 20,
-    ("gpt2-nano", "adamw", "state"): 1,
+    ("gpt2-nano", "adamw", "state"): 3,
 }
 TWO_RANKS = ("hardware.num_devices=2", "hardware.micro_batch_size=4")
 

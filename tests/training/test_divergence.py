@@ -100,6 +100,15 @@ def test_the_batch_is_kept_and_the_weights_are_those_before(tmp_path, built, bef
     assert summary(directory)["steps"] == bad
 
 
+def test_a_batch_that_cannot_be_kept_hides_nothing(tmp_path, built):
+    """A full or broken disk in the same moment: still exit 7, with the step, and why there is no batch."""
+    config, directory = start(tmp_path / "run", *RESNET)
+    (directory / "diverged").write_text("in the way")
+    with pytest.raises(DivergedError, match=r"step \d+: loss .*not kept: .*File exists"):
+        train(config, directory)
+    assert summary(directory)["exit_code"] == 7
+
+
 def test_skipped_steps_leave_no_trace(tmp_path, built, before_updates):
     """Running means included, which the bad forward pass had written to; the run goes to its end."""
     config, directory = start(tmp_path / "run", *RESNET, "trainer.max_skipped_steps=2")
