@@ -52,6 +52,8 @@ FAULTS = (
     "chaos",
 )
 ALONE = ("bad_inputs",)
+# Not part of the short tier unless named: unmarked tests have their essence, or they take minutes.
+LONG_ONLY = ("memory", "determinism", "chaos")
 ROOT = Path(__file__).resolve().parents[2]
 # Seconds that one kind of fault may take.
 LIMIT = {"short": 240, "long": 3600}
@@ -92,12 +94,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tier", choices=["short", "long"], default="short")
     parser.add_argument("--only", help="names of faults, with commas; the others keep their results in --out")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)) + 1, help="faults at a time")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="faults at a time")
     parser.add_argument("--out", type=Path, help="file for the results")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     every = (*FAULTS, *ALONE)
-    options.only = options.only.split(",") if options.only else list(every)
+    usual = [name for name in every if options.tier == "long" or name not in LONG_ONLY]
+    options.only = options.only.split(",") if options.only else usual
     if unknown := set(options.only) - set(every):
         parser.error(f"--only: no such fault: {', '.join(sorted(unknown))}; there are {', '.join(every)}")
     return options

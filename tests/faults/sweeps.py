@@ -30,7 +30,7 @@ ALLOWED = f"allow_targets=[{MODEL}]"
 RUN = (*IMAGES, f"model._target_={MODEL}", "+model.after=9", "trainer.max_steps=12", "trainer.eval_every=4")
 ONE_THREAD = "hardware.threads=1"
 # Seconds after which a job is overdue, many times what one needs; the hanging one takes them.
-JOB_TIMEOUT, KILL_AFTER = 45, 1
+JOB_TIMEOUT, KILL_AFTER = 30, 1
 SIDE_BY_SIDE = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
 LAUNCHERS = (
     ("hydra/launcher=basic",),
